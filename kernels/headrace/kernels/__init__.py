@@ -1,0 +1,1 @@
+"""Operators: a plain-torch reference of each, and fast versions per device."""

@@ -1,0 +1,1 @@
+"""What two parts of headrace have to agree on: frozen types, protocols and errors."""

@@ -1,0 +1,86 @@
+"""The two heights at which an engine attaches, and what it says of itself."""
+
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.contract.generation import GenerationEvent, ValidRequest
+from headrace.contract.step import StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """Facts about an engine that do not change while it runs."""
+
+    engine: str
+    """Such as `native` or `fake`."""
+    architecture: str
+    weight_type: str
+    """Type of the weights in memory, such as `float32`."""
+    vocabulary_size: int
+    context_token_count: int
+    """Longest sequence in tokens."""
+    block_size: int
+    """Tokens per KV block."""
+    block_count: int
+    """KV blocks that the router may use: ids [0, block_count)."""
+    steps_in_flight: int
+    """Steps that may be sent before the first has answered; >= 1."""
+    supported_fields: frozenset[str]
+    """Fields of GenerateRequest that the engine understands, as paths such as `sampling.top_p`."""
+    end_of_sequence_token_ids: tuple[int, ...]
+    row_limit: int = 0
+    """Most rows in a step; 0 sets no limit."""
+    token_limit: int = 0
+    """Most tokens in a step; 0 sets no limit."""
+
+
+class StepEngine(Protocol):
+    """Runs one batch, step by step, in order. The router schedules.
+
+    Owned by one task. A new engine starts with an empty batch and KV blocks of
+    unknown content.
+    """
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the engine is."""
+        ...
+
+    def step(self, plan: StepPlan) -> Awaitable[StepResult]:
+        """Hands over a plan at once and returns its result as a future.
+
+        Plans run in the order of the calls. At most
+        `description.steps_in_flight` may be unanswered.
+
+        Raises (from the future):
+            ShardLost: the engine is gone; so is every unanswered step.
+            PlanRejected: the plan broke the contract; the engine must not be used further.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Gives the engine up. Unanswered steps fail with ShardLost. Safe to repeat."""
+        ...
+
+
+class RequestEngine(Protocol):
+    """Schedules by itself. The router admits, forwards, cancels and accounts."""
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the engine is."""
+        ...
+
+    def generate(self, request: ValidRequest) -> AsyncIterator[GenerationEvent]:
+        """Runs one request. Closing the iterator cancels it.
+
+        Raises:
+            ShardLost: the engine is gone.
+            RowFailed: the engine failed on this request.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Gives the engine up. Safe to repeat."""
+        ...

@@ -1,0 +1,262 @@
+"""A request from the client's words to the events that answer it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from headrace.contract.sampling import (
+    LogprobOptions,
+    RowStopRules,
+    SamplingOptions,
+    SamplingParams,
+    StoppingOptions,
+    TextStopRules,
+)
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt as text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt as token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool that the assistant made."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    """The text parts, joined."""
+    has_image: bool = False
+    """Whether a part was an image."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, JsonValue]
+    """JSON Schema of the arguments."""
+
+
+class ToolChoiceMode(StrEnum):
+    """How free the model is to call a tool."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+    NAMED = "named"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, rendered by the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoiceMode | None = None
+    """None when the request did not say."""
+    tool_choice_name: str = ""
+    template_arguments: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    continue_final_message: bool = False
+    template: str | None = None
+    """A template in place of the model's."""
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+class ConstraintKind(StrEnum):
+    """A notation of languages."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICES = "choices"
+    LARK = "lark_grammar"
+    EBNF = "ebnf_grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A language that the completion has to belong to."""
+
+    kind: ConstraintKind
+    text: str
+    """The language; for CHOICES a JSON array of strings, for JSON_OBJECT empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What a request wants beside the text. None means the default."""
+
+    token_logprobs: bool | None = None
+    top_logprob_count: int | None = None
+    prompt_logprobs: bool | None = None
+    include_special_tokens: bool | None = None
+    processed_logprobs: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What a client asked, field by field as in headrace.v1.GenerateRequest; nothing is checked yet."""
+
+    prompt: Prompt | None
+    model: str = ""
+    request_id: str = ""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    stopping: StoppingOptions = field(default_factory=StoppingOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    constraint: Constraint | None = None
+    adapter: str = ""
+    priority: int | None = None
+    cache_salt: str = ""
+    completion_count: int | None = None
+    best_of: int | None = None
+    truncate_prompt_token_count: int | None = None
+    add_special_tokens: bool | None = None
+    watermark_requested: bool | None = None
+    deadline_s: float | None = None
+    """Moment on the process's clock when the caller stops waiting; None never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidRequest:
+    """A request that can run as it stands: checked, tokenized, every default resolved."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    row_stop: RowStopRules
+    text_stop: TextStopRules
+    logprobs: LogprobOptions
+    max_new_token_count: int
+    """As asked or by default; `row_stop.token_limit` may be lower because of the context."""
+    include_special_tokens: bool = False
+    constraint: Constraint | None = None
+    adapter: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    deadline_s: float | None = None
+
+    @property
+    def prompt_token_count(self) -> int:
+        """Length of the prompt in tokens; >= 1."""
+        return len(self.prompt_token_ids)
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended normally."""
+
+    END_OF_SEQUENCE = "end_of_sequence"
+    STOP_SEQUENCE = "stop_sequence"
+    STOP_TOKEN = "stop_token"
+    LENGTH = "length"
+    CONTEXT_LIMIT = "context_limit"
+    TIME_LIMIT = "time_limit"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of one token and of its likeliest rivals."""
+
+    token_id: int
+    text: str
+    logprob: float | None
+    """Natural logarithm; None for the first prompt token."""
+    rank: int
+    """1 for the likeliest."""
+    top: tuple["TokenLogprob", ...] = ()
+    byte_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationStarted:
+    """The request left the queue. Sent once, first."""
+
+    request_id: str
+    model: str
+    prompt_token_count: int
+    cached_token_count: int
+    seed: int
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDelta:
+    """Text and tokens since the delta before."""
+
+    text: str
+    """Final text; may be empty. Never splits a character."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionEnd:
+    """Why a completion ended."""
+
+    reason: FinishReason
+    generated_token_count: int
+    """The ending token included."""
+    stop_sequence: str = ""
+    stop_token_id: int | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How many tokens a request took."""
+
+    prompt_token_count: int
+    cached_token_count: int
+    generated_token_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a request's time went, in seconds."""
+
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFinished:
+    """All completions ended. Sent once, last."""
+
+    ends: tuple[CompletionEnd, ...]
+    usage: Usage
+    timings: Timings
+
+
+GenerationEvent = GenerationStarted | GenerationDelta | GenerationFinished

@@ -1,0 +1,112 @@
+"""How a token is drawn, and when a sequence ends: as asked, and with every default resolved."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthPenalty:
+    """Raises the end-of-sequence logit after `start_index` generated tokens."""
+
+    start_index: int
+    """Generated tokens before it starts; >= 0."""
+    decay_factor: float
+    """Growth per token; in [1, 10]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """What a request asks for. None means the model's default; zero means zero."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, float] = field(default_factory=dict[int, float])
+    banned_words: tuple[str, ...] = ()
+    length_penalty: LengthPenalty | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """What the engine does. The defaults change nothing about the model's distribution."""
+
+    temperature: float = 1.0
+    """0 is greedy: the most likely token, the lowest id among equals."""
+    top_k: int = 0
+    """Keep the k likeliest; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest likeliest set with at least this mass; 1 keeps all."""
+    min_p: float = 0.0
+    """Drop what is less likely than this share of the likeliest; 0 keeps all."""
+    typical_p: float = 1.0
+    """Locally typical sampling; 1 keeps all."""
+    seed: int = 0
+    """In [0, 2**64). A draw depends on (seed, position of the drawn token) alone."""
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, addend), ascending ids."""
+    length_penalty: LengthPenalty | None = None
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that must not be generated."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no random number is needed."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppingOptions:
+    """What a request asks for. None means the model's default."""
+
+    max_new_token_count: int | None = None
+    min_new_token_count: int | None = None
+    stop_sequences: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_end_of_sequence: bool | None = None
+    include_stop_sequence: bool | None = None
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowStopRules:
+    """The endings that a shard applies by itself, since they need only token ids."""
+
+    token_limit: int
+    """The row ends when it holds this many tokens, prompt included."""
+    min_new_token_count: int = 0
+    """No ending token is drawn before this many were generated."""
+    end_of_sequence_token_ids: tuple[int, ...] = ()
+    """Empty when end-of-sequence is ignored."""
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStopRules:
+    """The endings that the router applies, since they need text or time."""
+
+    stop_sequences: tuple[str, ...] = ()
+    include_stop_sequence: bool = False
+    time_limit_s: float | None = None
+    """Counted from admission."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobOptions:
+    """Which log-probabilities to report."""
+
+    sampled: bool = False
+    """Of each generated token."""
+    top_count: int = 0
+    """Of this many of the likeliest tokens at each position."""
+    prompt: bool = False
+    """Of each prompt token but the first."""
+    processed: bool = False
+    """After penalties, temperature and filters, in place of before them."""

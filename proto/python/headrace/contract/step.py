@@ -1,0 +1,124 @@
+"""One step of a batch: what the router sends to a shard, and what comes back.
+
+The batch lives on the shard; a plan is a delta to it. Both sides keep the same
+rows in the same order by one rule: released rows leave, the others keep their
+order, admitted rows append. Row numbers in a plan and in its result are
+positions after the release and the admission.
+
+A row knows its tokens and how many of them are computed. In each step a row
+computes one token unless the plan lists another chunk for it or holds it. When
+the chunk reaches the last token that the shard knows, the row samples, and the
+sampled token is known to the shard at once: so the router may send the next
+plan before it has seen that token. A row that ended by itself computes nothing
+until it is released.
+
+Everything that grows with the batch is a column of integers, not an object per row.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from headrace.contract.generation import Constraint
+from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedSequence:
+    """A sequence that joins the batch."""
+
+    sequence_id: int
+    token_ids: tuple[int, ...]
+    """All tokens so far: the prompt and, after a preemption or a replay, what was generated."""
+    prompt_token_count: int
+    computed_token_count: int
+    """How many are computed already, in the first blocks; < len(token_ids)."""
+    block_ids: tuple[int, ...]
+    """The block table: enough for the computed tokens and the first chunk."""
+    sampling: SamplingParams
+    stopping: RowStopRules
+    logprobs: LogprobOptions = field(default_factory=LogprobOptions)
+    constraint: Constraint | None = None
+    adapter: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """A change to the batch, then a forward pass."""
+
+    step_id: int
+    """Strictly increasing, from 1."""
+    released_sequence_ids: tuple[int, ...] = ()
+    admitted: tuple[AdmittedSequence, ...] = ()
+    block_rows: tuple[int, ...] = ()
+    """Rows whose block table grows, ascending."""
+    block_counts: tuple[int, ...] = ()
+    """How many blocks each of them gets; as long as `block_rows`."""
+    block_ids: tuple[int, ...] = ()
+    """The blocks, one row's after another's."""
+    chunk_rows: tuple[int, ...] = ()
+    """Rows that compute another number of tokens than one, ascending."""
+    chunk_token_counts: tuple[int, ...] = ()
+    """How many each of them computes; as long as `chunk_rows`."""
+    held_rows: tuple[int, ...] = ()
+    """Rows that compute nothing, ascending."""
+
+
+class RowEnd(IntEnum):
+    """Why a row ended by itself."""
+
+    END_OF_SEQUENCE = 1
+    STOP_TOKEN = 2
+    TOKEN_LIMIT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row failed. The row is over; the others are not affected."""
+
+    row: int
+    reason: str
+    """Constant, UPPER_SNAKE_CASE."""
+    detail: str
+    """For the log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLogprobs:
+    """Log-probabilities of one row's tokens in one step."""
+
+    row: int
+    is_prompt: bool
+    logprobs: tuple[float, ...]
+    """Of each token, in order; natural logarithm."""
+    ranks: tuple[int, ...]
+    top_token_ids: tuple[int, ...] = ()
+    """`top_count` for each token, likeliest first."""
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimings:
+    """Where a step's time went, in seconds."""
+
+    queued_s: float = 0.0
+    prepare_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The outcome of one step."""
+
+    step_id: int
+    token_counts: tuple[int, ...]
+    """Tokens produced by each row, in row order; 0 for a row that is held, ended or mid-prompt."""
+    token_ids: tuple[int, ...]
+    """The tokens, one row's after another's. An ending token is among them."""
+    ended_rows: tuple[int, ...] = ()
+    """Rows that ended in this step, ascending."""
+    row_ends: tuple[RowEnd, ...] = ()
+    """Why; as long as `ended_rows`."""
+    errors: tuple[RowError, ...] = ()
+    logprobs: tuple[RowLogprobs, ...] = ()
+    timings: StepTimings = field(default_factory=StepTimings)

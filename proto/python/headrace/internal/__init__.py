@@ -1,0 +1,1 @@
+"""Contracts between parts of headrace that are deployed together."""

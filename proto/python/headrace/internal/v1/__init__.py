@@ -1,0 +1,1 @@
+"""The step contract between router and shard: generated messages and stubs."""

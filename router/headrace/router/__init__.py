@@ -1,0 +1,1 @@
+"""The control plane, free of transport: admission, scheduling, KV accounting and text."""

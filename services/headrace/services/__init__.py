@@ -1,0 +1,1 @@
+"""The edges: gRPC servers and channels, settings, telemetry and start-up. The only composition root."""

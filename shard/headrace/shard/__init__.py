@@ -1,0 +1,1 @@
+"""The data plane, free of transport: runs the steps of a model."""
