@@ -38,9 +38,7 @@ def generate(out: Path) -> None:
     """
     python = tools()
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("headrace/**/*.proto"))
-    plugins = [
-        f"--plugin=protoc-gen-{name}={python.parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")
-    ]
+    plugins = [f"--plugin=protoc-gen-{name}={python.parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
     outputs = [f"--{kind}={out}" for kind in ("python_out", "grpc_python_out")]
     stubs = [f"--{kind}=quiet:{out}" for kind in ("mypy_out", "mypy_grpc_out")]
     subprocess.run(

@@ -1,9 +1,10 @@
 """The two heights at which an engine attaches, and what it says of itself."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.contract.errors import ShardLost
 from headrace.contract.generation import GenerationEvent, ValidRequest
 from headrace.contract.step import StepPlan, StepResult
 
@@ -59,8 +60,27 @@ class StepEngine(Protocol):
         """
         ...
 
+    async def wait_lost(self) -> ShardLost:
+        """Waits until the engine is gone, busy or idle, and returns why."""
+        ...
+
     async def aclose(self) -> None:
         """Gives the engine up. Unanswered steps fail with ShardLost. Safe to repeat."""
+        ...
+
+
+class EngineConnector(Protocol):
+    """Reaches the engines of a deployment."""
+
+    async def connect(self, addresses: tuple[str, ...], on_progress: Callable[[str], None]) -> StepEngine:
+        """Connects the ranks of one replica, rank 0 first, and waits until they can take steps.
+
+        Keeps trying while the shard cannot be reached or loads its model;
+        `on_progress` is told what it waits for. Cancelling gives up cleanly.
+
+        Raises:
+            StartupError: the shard says that it can never start.
+        """
         ...
 
 
