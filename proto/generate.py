@@ -1,4 +1,4 @@
-"""Regenerates proto/python from proto/**/*.proto. CI runs it and fails on a difference.
+"""Regenerates proto/python from proto/**/*.proto; `--check` only tells whether that would change anything.
 
 The generator is pinned and deliberately old, in an environment of its own:
 grpcio-tools 1.71.2 emits protobuf-5.29 gencode, which loads on every runtime
@@ -6,6 +6,7 @@ from 5.29 to 7.x. A newer one would raise that floor for engines that pin an
 older runtime.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -49,13 +50,30 @@ def generate(out: Path) -> None:
             stub.unlink()
 
 
-def main() -> None:
-    """Replaces the checked-in output, only once generation has succeeded."""
+def generated(root: Path) -> dict[Path, str]:
+    """Returns the generated files under `root`, by relative path."""
+    paths = root.glob("headrace/**/*_pb2*.py*")
+    return {path.relative_to(root): path.read_text() for path in paths if path.suffix in {".py", ".pyi"}}
+
+
+def main() -> int:
+    """Replaces the checked-in output, only once generation has succeeded, or compares it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something is out of date")
+    arguments = parser.parse_args()
+    checked_in = generated(ROOT / "python")
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
-        for stale in (ROOT / "python").glob("headrace/**/*_pb2*.py*"):
-            stale.unlink()
+        fresh = generated(Path(scratch))
+        changed = sorted(path for path in fresh.keys() | checked_in.keys() if fresh.get(path) != checked_in.get(path))
+        if arguments.check:
+            for path in changed:
+                print(f"proto/python/{path} is out of date; run `make proto` and commit the outcome")
+            return 1 if changed else 0
+        for stale in checked_in.keys() - fresh.keys():
+            (ROOT / "python" / stale).unlink()
         shutil.copytree(scratch, ROOT / "python", dirs_exist_ok=True)
+    return 0
 
 
 if __name__ == "__main__":
