@@ -1,0 +1,212 @@
+"""The operators that a model is made of, and the choice of a version for a device."""
+
+from typing import Protocol
+
+import torch
+from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.linear import PackedLinear
+from headrace.kernels.reference import ReferenceKernels
+from headrace.kernels.token_logprobs import TokenLogprobs
+
+VERSIONS = ("reference",)
+"""Names that `select` takes, besides `auto`."""
+
+
+class KernelsUnavailable(ValueError):
+    """No version of the operators has this name, or it does not run on the device."""
+
+
+class Kernels(Protocol):
+    """One version of every operator.
+
+    The tokens of all rows of a step lie in one flat batch without padding,
+    [token, ...], row after row. Floating-point tensors of a call are of one
+    dtype unless said otherwise; sums run in float32 or wider. A row's result
+    does not depend on what the other rows hold. Nothing here is thread-safe.
+
+    The KV cache of a layer is a pair of tensors [block, kv_head, block_size,
+    head_dim]. A slot is a token's place in it: `block_id * block_size + offset`.
+    NOTE: heads come before tokens so that what one head reads of one block,
+    [block_size, head_dim], is one run of memory: a thread takes a (row, head)
+    and streams. The other order writes a token in one piece, but that is one
+    write against context-length reads. Kernels that want tokens first get
+    `cache.transpose(1, 2)` without a copy.
+    """
+
+    @property
+    def name(self) -> str:
+        """Such as `reference`."""
+        ...
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Returns `x / sqrt(mean(x**2) + epsilon) * weight`.
+
+        Args:
+            x: [token, hidden].
+            weight: [hidden].
+            epsilon: Added to the mean square.
+
+        Returns:
+            [token, hidden], a new tensor.
+        """
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a block's output to the residual stream and normalises the sum.
+
+        Args:
+            x: [token, hidden]; may be overwritten.
+            residual: [token, hidden]; may be overwritten.
+            weight: [hidden].
+            epsilon: Added to the mean square.
+
+        Returns:
+            The normalised sum and the sum, both [token, hidden]. Either may
+            share memory with an argument, so use the results alone.
+        """
+        ...
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Returns `silu(gate) * up`.
+
+        Args:
+            gate_up: [token, 2 * inner], the gate in the first half.
+
+        Returns:
+            [token, inner], a new tensor.
+        """
+        ...
+
+    def rotary_and_write_kv(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        slot_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotates queries and keys by their positions and writes keys and values to the cache.
+
+        The rotation pairs element i with element i + rotary_dim / 2; elements
+        from `rotary_dim` on stay as they are.
+
+        Args:
+            query: [token, head, head_dim]. Here and in the next two tokens may be strided, heads are not.
+            key: [token, kv_head, head_dim].
+            value: [token, kv_head, head_dim].
+            positions: [token] int64.
+            cos_sin: [position, rotary_dim] float32: cosines, then sines, rotary_dim / 2 of each.
+            key_cache: [block, kv_head, block_size, head_dim]; written.
+            value_cache: [block, kv_head, block_size, head_dim]; written.
+            slot_ids: [token] int64, all different.
+
+        Returns:
+            The rotated query, [token, head, head_dim], contiguous.
+        """
+        ...
+
+    def prepare_attention(
+        self, block_tables: torch.Tensor, query_starts: torch.Tensor, context_lengths: torch.Tensor, *, block_size: int
+    ) -> AttentionBatch:
+        """Works out once per step what the attention of every layer shares.
+
+        The tensors are the fields of AttentionBatch. Every row brings at least
+        one token, and every entry of a block table up to the row's context is a block.
+        """
+        ...
+
+    def paged_attention(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+    ) -> torch.Tensor:
+        """Returns causal attention over each row's blocks; the tokens of the step are in them already.
+
+        Query head h reads key-value head `h // (head / kv_head)`.
+
+        Args:
+            query: [token, head, head_dim], contiguous.
+            key_cache: [block, kv_head, block_size, head_dim].
+            value_cache: [block, kv_head, block_size, head_dim].
+            batch: What this version's `prepare_attention` returned for the step.
+            scale: Factor of the scores before the softmax.
+
+        Returns:
+            [token, head, head_dim], contiguous.
+        """
+        ...
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        """Returns the layer in the form that runs fastest here.
+
+        Args:
+            weight: [out_feature, in_feature]; may be kept, or copied into another form.
+            bias: [out_feature].
+        """
+        ...
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        *,
+        temperature: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Draws one token per row: temperature, then top-k, then top-p over what top-k kept.
+
+        Temperature 0 takes the likeliest token. Among equal logits the lowest
+        id counts as the likelier everywhere. Every version draws alike: the
+        uniform number of `philox.uniform(seed, position)`, times the kept mass,
+        is looked up in the cumulated probabilities in order of token ids.
+
+        Args:
+            logits: [row, vocabulary], float32 or narrower; -inf excludes a token. At least
+                one logit per row is finite and none is NaN.
+            temperature: [row] float32, >= 0.
+            top_k: [row] int64; 0 keeps all.
+            top_p: [row] float32, in (0, 1].
+            seeds: [row] int64, the bits of the unsigned seed.
+            positions: [row] int64, >= 0, of the drawn token in its sequence.
+
+        Returns:
+            [row] int64.
+        """
+        ...
+
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
+        """Returns the log-probabilities of given tokens and of the likeliest ones.
+
+        Args:
+            logits: [row, vocabulary], float32 or narrower.
+            token_ids: [row] int64.
+            top_count: How many of the likeliest; in [0, vocabulary].
+        """
+        ...
+
+
+def select(device: torch.device, preference: str = "auto") -> Kernels:
+    """Returns a version of the operators for a device.
+
+    Args:
+        device: Where the tensors are.
+        preference: A name of VERSIONS; `auto` is the fastest that runs there.
+
+    Raises:
+        KernelsUnavailable: there is no such version for the device.
+    """
+    if preference in ("auto", ReferenceKernels.name):
+        return ReferenceKernels()
+    raise KernelsUnavailable(f"no kernels {preference!r} for {device.type}; choose one of: auto, {', '.join(VERSIONS)}")

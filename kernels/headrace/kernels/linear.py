@@ -1,0 +1,53 @@
+"""A linear layer whose weight may lie in memory as its device likes it best."""
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+
+class PackedLinear(Protocol):
+    """A linear layer, ready to run."""
+
+    @property
+    def in_feature_count(self) -> int:
+        """Width of the input."""
+        ...
+
+    @property
+    def out_feature_count(self) -> int:
+        """Width of the output."""
+        ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x @ weight.T + bias`.
+
+        Args:
+            x: [token, in_feature], of the weight's dtype; rows may be strided.
+
+        Returns:
+            [token, out_feature], contiguous, of the same dtype.
+        """
+        ...
+
+
+class PlainLinear:
+    """A linear layer over the weight as it is."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    @property
+    def in_feature_count(self) -> int:
+        """Width of the input."""
+        return self._weight.shape[1]
+
+    @property
+    def out_feature_count(self) -> int:
+        """Width of the output."""
+        return self._weight.shape[0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [token, out_feature]."""
+        return functional.linear(x, self._weight, self._bias)

@@ -1,0 +1,110 @@
+"""Drawing tokens and log-probabilities in plain torch.
+
+A draw is one uniform number looked up in the cumulated probabilities. NOTE: the
+alternative, adding Gumbel noise to every logit and taking the largest, needs a
+random number for each token of the vocabulary; this needs one per row and a
+running sum, and that sum, in token order, needs no sort.
+"""
+
+import torch
+from headrace.kernels import philox
+from headrace.kernels.token_logprobs import TokenLogprobs
+
+_NUCLEUS_GUESS = 1024
+"""How many of the likeliest tokens are looked at for top-p before all of them are sorted."""
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Returns one token per row, [row] int64; see Kernels.sample."""
+    token_ids = logits.argmax(dim=-1)
+    drawn = (temperature > 0).nonzero().squeeze(1)
+    if drawn.shape[0] == 0:
+        return token_ids
+    scores = logits[drawn].to(torch.float32)
+    # Shifted before it is divided, so that no temperature makes an infinity.
+    weights = ((scores - scores.amax(dim=-1, keepdim=True)) / temperature[drawn, None]).exp()
+    weights = _filter_top_k(scores, weights, top_k[drawn])
+    weights = _filter_top_p(weights, top_p[drawn])
+    token_ids[drawn] = _draw(weights, philox.uniform(seeds[drawn], positions[drawn]))
+    return token_ids
+
+
+def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
+    """Returns the log-probabilities of `token_ids`; see Kernels.logprobs."""
+    scores = logits.to(torch.float32)
+    normaliser = scores.logsumexp(dim=-1, keepdim=True)
+    chosen = scores.gather(1, token_ids[:, None])
+    counts = torch.full_like(token_ids, top_count)
+    top_ids = keep_likeliest(scores, counts).nonzero()[:, 1].view(-1, top_count)
+    top_scores, order = scores.gather(1, top_ids).sort(dim=-1, descending=True, stable=True)
+    return TokenLogprobs(
+        logprobs=(chosen - normaliser).squeeze(1),
+        ranks=(scores > chosen).sum(dim=-1) + 1,
+        top_token_ids=top_ids.gather(1, order),
+        top_logprobs=top_scores - normaliser,
+    )
+
+
+def keep_likeliest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Returns a mask of the `counts` highest scores of each row, the lowest ids among equals.
+
+    Args:
+        scores: [row, vocabulary] float32.
+        counts: [row] int64, in [0, vocabulary].
+
+    Returns:
+        [row, vocabulary] bool.
+    """
+    if scores.shape[0] == 0 or (most := int(counts.max())) == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    highest = scores.topk(most, dim=-1).values
+    threshold = highest.gather(1, (counts - 1).clamp(min=0)[:, None])
+    above = scores > threshold
+    equal = scores == threshold
+    room = counts[:, None] - above.sum(dim=-1, keepdim=True)
+    return (above | (equal & (equal.cumsum(dim=-1) <= room))) & (counts[:, None] > 0)
+
+
+def _filter_top_k(scores: torch.Tensor, weights: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    rows = ((top_k > 0) & (top_k < scores.shape[1])).nonzero().squeeze(1)
+    if rows.shape[0] > 0:
+        weights[rows] = weights[rows].masked_fill(~keep_likeliest(scores[rows], top_k[rows]), 0.0)
+    return weights
+
+
+def _filter_top_p(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    rows = (top_p < 1).nonzero().squeeze(1)
+    if rows.shape[0] > 0:
+        filtered = weights[rows]
+        counts = _nucleus_sizes(filtered, top_p[rows])
+        weights[rows] = filtered.masked_fill(~keep_likeliest(filtered, counts), 0.0)
+    return weights
+
+
+def _nucleus_sizes(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Returns how many of the likeliest tokens reach the share `top_p` of each row's mass."""
+    wanted = weights.sum(dim=-1, dtype=torch.float64) * top_p
+    guess = min(_NUCLEUS_GUESS, weights.shape[1])
+    reached = weights.topk(guess, dim=-1).values.cumsum(dim=-1, dtype=torch.float64)
+    sizes = (reached < wanted[:, None]).sum(dim=-1) + 1
+    open_rows = (sizes > guess).nonzero().squeeze(1)
+    if open_rows.shape[0] > 0:
+        ordered = weights[open_rows].sort(dim=-1, descending=True).values.cumsum(dim=-1, dtype=torch.float64)
+        sizes[open_rows] = (ordered < wanted[open_rows, None]).sum(dim=-1) + 1
+    return sizes.clamp(max=weights.shape[1])
+
+
+def _draw(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    cumulated = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulated[:, -1]
+    # Rounding must not lift the target to the total, past the last token that has any weight.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, target[:, None], right=True).squeeze(1)
