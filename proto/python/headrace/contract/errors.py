@@ -8,6 +8,8 @@
     │   ├── AdapterNotFound
     │   ├── ReplicaNotFound
     │   ├── DuplicateRequest         the request id is in use
+    │   ├── DuplicateReplica         the address is in use
+    │   ├── ReplicaBusy              removing it would lose its requests
     │   ├── Unauthenticated
     │   ├── Forbidden
     │   ├── RequestRefused           the request brought shards down
@@ -114,6 +116,18 @@ class DuplicateRequest(RequestError):
     """A request with this id is waiting or running."""
 
     reason = "DUPLICATE_REQUEST"
+
+
+class DuplicateReplica(RequestError):
+    """One of the addresses belongs to a replica already."""
+
+    reason = "DUPLICATE_REPLICA"
+
+
+class ReplicaBusy(RequestError):
+    """The replica has requests that could go nowhere else."""
+
+    reason = "REPLICA_BUSY"
 
 
 class Unauthenticated(RequestError):

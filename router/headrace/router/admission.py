@@ -1,0 +1,142 @@
+"""The bounded waiting room: who may wait, and when those turned away should come back."""
+
+from dataclasses import dataclass
+
+from headrace.contract.clock import Clock
+from headrace.contract.errors import QueueFull
+
+FIRST_GUESS_S = 1.0
+"""Time between two departures, as long as none has been seen."""
+
+SMOOTHING = 0.2
+"""Weight of the newest gap between departures in their running mean."""
+
+SHORTEST_HINT_S = 0.05
+LONGEST_HINT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionLimits:
+    """How much may wait."""
+
+    waiting_request_limit: int
+    """Most requests between their arrival and their first step."""
+    waiting_token_limit: int
+    """Most prompt tokens that these may hold together."""
+
+
+class Permit:
+    """One request's place in the waiting room. Given back once, at its first step or at its end."""
+
+    __slots__ = ("_admission", "_token_count")
+
+    def __init__(self, admission: "Admission") -> None:
+        self._admission: Admission | None = admission
+        self._token_count = 0
+
+    def charge(self, token_count: int) -> None:
+        """Books the prompt's tokens, known only after tokenizing.
+
+        Raises:
+            QueueFull: they do not fit beside those that wait. The permit stays valid.
+        """
+        if self._admission is not None:
+            self._admission.charge(token_count)
+            self._token_count = token_count
+
+    def release(self, *, has_started: bool = False) -> None:
+        """Frees the place. Safe to repeat."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave(self._token_count, has_started=has_started)
+
+
+class Admission:
+    """Counts who waits, and tells those it turns away when to return.
+
+    The hint is computed from the queue: a place becomes free when a waiting
+    request starts, so the k-th caller turned away since then is told k times
+    the mean gap between starts. That spreads the callers out by itself, where
+    one number for all would bring them back in a herd.
+    """
+
+    def __init__(self, limits: AdmissionLimits, clock: Clock) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._waiting_count = 0
+        self._waiting_token_count = 0
+        self._turned_away_count = 0
+        self._start_gap_s = FIRST_GUESS_S
+        self._last_start_s: float | None = None
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait."""
+        return self._waiting_count
+
+    @property
+    def waiting_token_count(self) -> int:
+        """Prompt tokens that wait."""
+        return self._waiting_token_count
+
+    @property
+    def expected_wait_s(self) -> float:
+        """How long a request that came now would wait, by the pace of late."""
+        return self._waiting_count * self._start_gap_s
+
+    def enter(self) -> Permit:
+        """Takes a place.
+
+        Raises:
+            QueueFull: `waiting_request_limit` requests wait already.
+        """
+        if self._waiting_count >= self.limits.waiting_request_limit:
+            raise self._turn_away(
+                f"{self._waiting_count} requests are waiting, the limit is {self.limits.waiting_request_limit}"
+            )
+        if self._waiting_count == 0:
+            # The gap to a start long ago says how idle we were, not how fast we are.
+            self._last_start_s = self._clock.now()
+        self._waiting_count += 1
+        return Permit(self)
+
+    def charge(self, token_count: int) -> None:
+        """Books tokens for a permit.
+
+        A request longer than the limit is let in when nothing else waits: it
+        would wait forever otherwise.
+
+        Raises:
+            QueueFull: the tokens that wait would exceed `waiting_token_limit`.
+        """
+        total = self._waiting_token_count + token_count
+        if total > self.limits.waiting_token_limit and self._waiting_token_count > 0:
+            raise self._turn_away(
+                f"{self._waiting_token_count} prompt tokens are waiting, "
+                f"{token_count} more would exceed the limit of {self.limits.waiting_token_limit}"
+            )
+        self._waiting_token_count = total
+
+    def leave(self, token_count: int, *, has_started: bool) -> None:
+        """Takes a permit back."""
+        self._waiting_count -= 1
+        self._waiting_token_count -= token_count
+        self._turned_away_count = 0
+        if has_started:
+            now = self._clock.now()
+            if self._last_start_s is not None:
+                gap_s = now - self._last_start_s
+                self._start_gap_s += SMOOTHING * (gap_s - self._start_gap_s)
+            self._last_start_s = now
+
+    def _turn_away(self, why: str) -> QueueFull:
+        self._turned_away_count += 1
+        hint_s = self._turned_away_count * self._start_gap_s
+        return QueueFull(
+            f"the waiting queue is full: {why}",
+            retry_after_s=min(max(hint_s, SHORTEST_HINT_S), LONGEST_HINT_S),
+            metadata={
+                "waiting_count": str(self._waiting_count),
+                "waiting_token_count": str(self._waiting_token_count),
+            },
+        )

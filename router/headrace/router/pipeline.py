@@ -1,0 +1,340 @@
+"""One request's life, from the client's words to its last event.
+
+    check the fields          at once; nothing was spent on a request that cannot run
+    take a place to wait      or be turned away with a hint when to come back
+    tokenize                  in a thread: a long prompt must not stop the streams of others
+    resolve                   lengths against limits, defaults against options
+    submit                    to the replica with the least work before the first token
+    relay                     what the step loop puts into the request's stream
+
+Everything but the tokenizer runs on one event loop, so nothing here is locked.
+However a request ends (its last event, an error, a cancelled or closed
+iterator), its place, its id, its timers and its KV blocks are given back in one
+place, at the end of `generate`.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from headrace.contract.clock import Clock
+from headrace.contract.errors import (
+    DeadlineExceeded,
+    Draining,
+    DuplicateRequest,
+    FeatureUnsupported,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    RequestAborted,
+)
+from headrace.contract.generation import (
+    ChatPrompt,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    ValidRequest,
+)
+from headrace.router.active_request import ActiveRequest
+from headrace.router.admission import Admission, Permit
+from headrace.router.chat_template import ChatTemplate
+from headrace.router.model_card import ModelCard
+from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
+from headrace.router.sequence import Sequence
+from headrace.router.tokenizer import Tokenizer
+from headrace.router.validation import RequestLimits, Validator
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What the router knows of the model it speaks for."""
+
+    card: ModelCard
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None for a model without a chat template."""
+    limits: RequestLimits
+
+
+class Pipeline:
+    """Answers generation requests for one model. Use on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        model: ServedModel,
+        admission: Admission,
+        replicas: ReplicaSet,
+        executor: Executor,
+        clock: Clock,
+        new_request_id: Callable[[], str],
+        new_seed: Callable[[], int],
+    ) -> None:
+        self.model = model
+        self.admission = admission
+        self.replicas = replicas
+        self._executor = executor
+        self._clock = clock
+        self._new_request_id = new_request_id
+        self._new_seed = new_seed
+        self._sequence_ids = itertools.count(1)
+        self._requests: dict[str, ActiveRequest | None] = {}
+        self._aborted_early: set[str] = set()
+        self._refusal: Draining | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def request_count(self) -> int:
+        """Requests between their arrival and their last event."""
+        return len(self._requests)
+
+    def refuse_new(self, refusal: Draining) -> None:
+        """Answers every later request with `refusal`; those that are here go on."""
+        self._refusal = refusal
+
+    async def wait_idle(self) -> None:
+        """Waits until no request is left."""
+        await self._idle.wait()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """Yields the events of one request: started, deltas, finished. Closing it cancels the request.
+
+        Raises:
+            RequestError: the request cannot run as asked, or ran out of its time.
+            ServerError: it could, but not here or not now.
+        """
+        self._check_open()
+        self._check_model(request.model)
+        validator = self._validator()
+        validator.check(request)
+        request_id = self._claim_id(request.request_id)
+        permit: Permit | None = None
+        active: ActiveRequest | None = None
+        timers: list[asyncio.TimerHandle] = []
+        try:
+            permit = self.admission.enter()
+            token_ids = await self._token_ids(request)
+            if request_id in self._aborted_early:
+                raise RequestAborted("the request was aborted")
+            valid = validator.resolve(request, token_ids, request_id=request_id, seed=self._seed_for(request))
+            permit.charge(valid.prompt_token_count)
+            active = self._activate(valid, permit)
+            timers = self._set_timers(active)
+            self.replicas.submit(active)
+            async for event in active.stream.events():
+                yield event
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if active is not None:
+                self.replicas.release(active)
+            if permit is not None:
+                permit.release()
+            self._release_id(request_id)
+
+    async def probe(self, replica_id: str, deadline_s: float) -> int:
+        """Generates one token through a replica, past the queue and the prefix cache, and returns its id.
+
+        Raises:
+            ReplicaNotFound: there is none of this id.
+            NotReady: it is not connected.
+            DeadlineExceeded: no token came before `deadline_s`, a moment on the clock.
+        """
+        request_id = self._claim_id("")
+        request = GenerationRequest(prompt=TokenPrompt((0,)))
+        valid = self._validator().resolve(request, (0,), request_id=request_id, seed=0)
+        valid = replace(
+            valid,
+            sampling=replace(valid.sampling, temperature=0.0),
+            row_stop=replace(valid.row_stop, token_limit=2, end_of_sequence_token_ids=()),
+            max_new_token_count=1,
+            cache_salt=f"probe {request_id}",
+            priority=10,
+            deadline_s=deadline_s,
+        )
+        active = self._activate(valid, None)
+        timers = self._set_timers(active)
+        try:
+            self.replicas.submit(active, replica_id=replica_id)
+            token_ids: list[int] = []
+            async for event in active.stream.events():
+                token_ids.extend(getattr(event, "token_ids", ()))
+            return token_ids[0]
+        finally:
+            for timer in timers:
+                timer.cancel()
+            self.replicas.release(active)
+            self._release_id(request_id)
+
+    async def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> "Tokenized":
+        """Returns the text of a prompt and its tokens, as `generate` would use them.
+
+        Raises:
+            InvalidRequest: the prompt is empty or does not fit the chat template.
+            ModelNotFound: `model` is not served.
+        """
+        self._check_model(model)
+        if isinstance(prompt, TokenPrompt):
+            raise InvalidRequest.of("prompt", "token ids need no tokenizing")
+        request = GenerationRequest(prompt=prompt, add_special_tokens=add_special_tokens)
+        self._validator().check(request)
+        return await self._run(self._tokenize_with_spans, request)
+
+    async def detokenize(
+        self, token_ids: tuple[int, ...], *, model: str = "", include_special_tokens: bool = False
+    ) -> str:
+        """Returns the text of token ids.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary.
+            ModelNotFound: `model` is not served.
+        """
+        self._check_model(model)
+        size = self.model.card.vocabulary_size
+        for index, token_id in enumerate(token_ids):
+            if token_id >= size:
+                raise InvalidRequest.of(
+                    f"token_ids[{index}]", f"must be below the vocabulary size {size}, is {token_id}"
+                )
+        tokenizer = self.model.tokenizer
+        return await self._run(
+            lambda ids: tokenizer.decode(ids, include_special_tokens=include_special_tokens), token_ids
+        )
+
+    def abort(self, request_ids: Iterable[str]) -> list[str]:
+        """Ends requests early and returns the ids of those that were here. Safe to repeat."""
+        aborted: list[str] = []
+        for request_id in request_ids:
+            if request_id not in self._requests:
+                continue
+            active = self._requests[request_id]
+            if active is None:
+                self._aborted_early.add(request_id)
+            elif active.has_ended:
+                continue
+            else:
+                self._drop(active, RequestAborted("the request was aborted"))
+            aborted.append(request_id)
+        return aborted
+
+    def supported_fields(self) -> frozenset[str]:
+        """Returns the fields of GenerateRequest that a request may set now."""
+        return self._validator().supported_fields
+
+    def _check_open(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _check_model(self, name: str) -> None:
+        served = self.model.card.name
+        if name and name != served:
+            raise ModelNotFound(f"model {name!r} is not served here; {served!r} is", metadata={"model": name})
+
+    def _validator(self) -> Validator:
+        """Returns the checks for the engines at hand.
+
+        Raises:
+            NotReady: no engine has been reached yet, so nobody knows what it can do.
+        """
+        description = self.replicas.description
+        if description is None:
+            raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
+        limits = self.model.limits
+        context = min(limits.context_token_count, description.context_token_count)
+        limits = replace(
+            limits,
+            context_token_count=context,
+            prompt_token_count=min(limits.prompt_token_count, context - 1),
+        )
+        return Validator(self.model.card, limits, description.supported_fields)
+
+    def _claim_id(self, wanted: str) -> str:
+        request_id = wanted or self._new_request_id()
+        if request_id in self._requests:
+            raise DuplicateRequest(
+                f"a request with the id {request_id!r} is running", metadata={"request_id": request_id}
+            )
+        self._requests[request_id] = None
+        self._idle.clear()
+        return request_id
+
+    def _release_id(self, request_id: str) -> None:
+        del self._requests[request_id]
+        self._aborted_early.discard(request_id)
+        if not self._requests:
+            self._idle.set()
+
+    def _seed_for(self, request: GenerationRequest) -> int:
+        return self._new_seed() if request.sampling.seed is None else request.sampling.seed
+
+    def _activate(self, valid: ValidRequest, permit: Permit | None) -> ActiveRequest:
+        sequence = Sequence(sequence_id=next(self._sequence_ids), request=valid, arrival_s=self._clock.now())
+        active = ActiveRequest(valid, sequence, self.model.tokenizer, permit)
+        self._requests[valid.request_id] = active
+        return active
+
+    def _set_timers(self, active: ActiveRequest) -> list[asyncio.TimerHandle]:
+        """Ends a request in time even when no step runs: in the queue, or while its replica is being restarted."""
+        loop = asyncio.get_running_loop()
+        now_s = self._clock.now()
+        timers: list[asyncio.TimerHandle] = []
+        if active.request.deadline_s is not None:
+            error = DeadlineExceeded("the deadline passed")
+            timers.append(loop.call_later(active.request.deadline_s - now_s, self._drop, active, error))
+        if active.request.text_stop.time_limit_s is not None:
+            timers.append(loop.call_later(active.request.text_stop.time_limit_s, self._end_in_time, active))
+        return timers
+
+    def _drop(self, active: ActiveRequest, error: DeadlineExceeded | RequestAborted) -> None:
+        active.fail(error)
+        self.replicas.release(active)
+
+    def _end_in_time(self, active: ActiveRequest) -> None:
+        active.finish(FinishReason.TIME_LIMIT, self._clock.now())
+        self.replicas.release(active)
+
+    async def _token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
+        if isinstance(request.prompt, TokenPrompt):
+            return request.prompt.token_ids
+        return await self._run(self._tokenize, request)
+
+    async def _run(self, work: Callable[[T], R], argument: T) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, argument)
+
+    def _tokenize(self, request: GenerationRequest) -> tuple[int, ...]:
+        text, add_special_tokens = self._text_of(request)
+        return tuple(self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _tokenize_with_spans(self, request: GenerationRequest) -> "Tokenized":
+        text, add_special_tokens = self._text_of(request)
+        token_ids, spans = self.model.tokenizer.encode_with_spans(text, add_special_tokens=add_special_tokens)
+        return Tokenized(text=text, token_ids=tuple(token_ids), spans=tuple(spans))
+
+    def _text_of(self, request: GenerationRequest) -> tuple[str, bool]:
+        """Returns the text to tokenize and whether special tokens are added: a chat template writes its own."""
+        if isinstance(request.prompt, ChatPrompt):
+            if self.model.template is None:
+                raise FeatureUnsupported("chat", "the model has no chat template")
+            return self.model.template.render(request.prompt), False
+        assert isinstance(request.prompt, TextPrompt), "check() refuses a request without a prompt"
+        return request.prompt.text, request.add_special_tokens is not False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenized:
+    """A prompt as text and as tokens."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    """Half-open byte ranges in the UTF-8 text, one for each token."""

@@ -1,0 +1,163 @@
+"""Drives one scheduler and one engine: the only writer of the scheduler's state.
+
+Everybody else leaves requests and cancellations in two lists and rings a bell.
+Both lists are bounded by admission: a request is in the first at most once, and
+in the second at most once after it.
+
+The loop wakes for a result, a request or a cancellation, and then does, in this
+order: take results into the scheduler; take cancellations, requests and passed
+deadlines; plan and send as many steps as may be in flight; only then turn the
+new tokens into text, while the engine is already computing the next ones.
+"""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from headrace.contract.clock import Clock
+from headrace.contract.engine import StepEngine
+from headrace.contract.errors import DeadlineExceeded, HeadraceError, PlanRejected, RequestRefused, ShardLost
+from headrace.contract.step import StepResult
+from headrace.router.active_request import ActiveRequest
+from headrace.router.reporting import Report
+from headrace.router.scheduler import Scheduler, SequenceUpdate
+
+
+class SentStep(NamedTuple):
+    """A step that the engine has not answered."""
+
+    result: asyncio.Future[StepResult]
+    sent_s: float
+
+
+class StepLoop:
+    """Runs the requests of one replica for as long as its engine lives."""
+
+    def __init__(
+        self, *, scheduler: Scheduler, engine: StepEngine, clock: Clock, step_timeout_s: float, report: Report
+    ) -> None:
+        self.scheduler = scheduler
+        """For reading; only the loop's own task changes it."""
+        self._engine = engine
+        self._clock = clock
+        self._step_timeout_s = step_timeout_s
+        self._report = report
+        self._requests: dict[int, ActiveRequest] = {}
+        self._arrivals: list[ActiveRequest] = []
+        self._departures: list[ActiveRequest] = []
+        self._in_flight: deque[SentStep] = deque()
+        self._bell = asyncio.Event()
+
+    @property
+    def request_count(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests) + len(self._arrivals)
+
+    def submit(self, active: ActiveRequest) -> None:
+        """Hands a request over. Its stream tells everything that follows."""
+        self._arrivals.append(active)
+        self._bell.set()
+
+    def cancel(self, active: ActiveRequest) -> None:
+        """Drops a request; its KV blocks are free before the next plan. Safe to repeat and for ended ones."""
+        self._departures.append(active)
+        self._bell.set()
+
+    async def run(self) -> ShardLost:
+        """Runs until the engine is lost, and returns why. Call once; then `abandon`."""
+        lost = asyncio.ensure_future(self._engine.wait_lost())
+        lost.add_done_callback(lambda _: self._bell.set())
+        try:
+            while not lost.done():
+                self._bell.clear()
+                updates = self._take_results()
+                self._take_commands()
+                self._send_plans()
+                self._deliver(updates)
+                await self._wait_for_bell()
+            return lost.result()
+        except (ShardLost, PlanRejected, TimeoutError) as error:
+            return self._explain(error)
+        finally:
+            lost.cancel()
+
+    def abandon(self) -> list[ActiveRequest]:
+        """Gives back every request after the engine was lost, those that may not run again already failed."""
+        for sequence in self.scheduler.lose_engine():
+            self._requests.pop(sequence.sequence_id).fail(
+                RequestRefused("the model server died each time it ran this request")
+            )
+        survivors = [self._requests[sequence.sequence_id] for sequence in self.scheduler.evacuate()]
+        gone = {id(active) for active in self._departures}
+        survivors = [active for active in [*survivors, *self._arrivals] if id(active) not in gone]
+        self._requests.clear()
+        self._arrivals.clear()
+        self._departures.clear()
+        return survivors
+
+    def _take_results(self) -> list[SequenceUpdate]:
+        updates: list[SequenceUpdate] = []
+        while self._in_flight and self._in_flight[0].result.done():
+            updates.extend(self.scheduler.apply(self._in_flight.popleft().result.result()))
+        return updates
+
+    def _take_commands(self) -> None:
+        now_s = self._clock.now()
+        arrivals, self._arrivals = self._arrivals, []
+        for active in arrivals:
+            try:
+                self.scheduler.submit(active.sequence)
+            except HeadraceError as error:
+                active.fail(error)
+            else:
+                self._requests[active.sequence.sequence_id] = active
+        departures, self._departures = self._departures, []
+        for active in departures:
+            self.scheduler.cancel(active.sequence.sequence_id)
+            self._requests.pop(active.sequence.sequence_id, None)
+        for sequence in self.scheduler.expire(now_s):
+            self._requests.pop(sequence.sequence_id).fail(DeadlineExceeded("the deadline passed"))
+
+    def _send_plans(self) -> None:
+        while (planned := self.scheduler.plan()) is not None:
+            future = asyncio.ensure_future(self._engine.step(planned.plan))
+            future.add_done_callback(lambda _: self._bell.set())
+            now_s = self._clock.now()
+            self._in_flight.append(SentStep(future, now_s))
+            for sequence in planned.started:
+                self._requests[sequence.sequence_id].start(now_s)
+
+    def _deliver(self, updates: list[SequenceUpdate]) -> None:
+        now_s = self._clock.now()
+        for update in updates:
+            sequence_id = update.sequence.sequence_id
+            active = self._requests.get(sequence_id)
+            if active is None:  # cancelled between the result and now
+                continue
+            if update.error is not None:
+                self._report(
+                    "row_failed", request_id=active.request.request_id, reason=update.error.reason,
+                    detail=update.error.detail,
+                )  # fmt: skip
+            active.advance(update, now_s)
+            if active.has_ended:
+                del self._requests[sequence_id]
+                # A stop sequence ends what the shard would go on with; for other ends this changes nothing.
+                if self.scheduler.cancel(sequence_id) is not None:
+                    self._bell.set()
+
+    async def _wait_for_bell(self) -> None:
+        if not self._in_flight:
+            await self._bell.wait()
+            return
+        remaining_s = self._in_flight[0].sent_s + self._step_timeout_s - self._clock.now()
+        async with asyncio.timeout(remaining_s):
+            await self._bell.wait()
+
+    def _explain(self, error: ShardLost | PlanRejected | TimeoutError) -> ShardLost:
+        if isinstance(error, ShardLost):
+            return error
+        if isinstance(error, PlanRejected):
+            self._report("plan_rejected", detail=error.message)
+            return ShardLost(f"the shard refused a plan: {error.message}")
+        return ShardLost(f"no answer to a step for {self._step_timeout_s:g} s")

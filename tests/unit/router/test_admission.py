@@ -1,0 +1,109 @@
+"""Places are counted, given back once, and the hint follows the pace of the queue."""
+
+import pytest
+
+from headrace.contract.errors import QueueFull
+from headrace.router.admission import FIRST_GUESS_S, LONGEST_HINT_S, Admission, AdmissionLimits
+
+
+class HandClock:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now(self) -> float:
+        return self.time_s
+
+
+def admission(clock: HandClock, *, requests: int = 2, tokens: int = 100) -> Admission:
+    return Admission(AdmissionLimits(waiting_request_limit=requests, waiting_token_limit=tokens), clock)
+
+
+def test_the_request_over_the_limit_is_turned_away() -> None:
+    room = admission(HandClock())
+    room.enter()
+    room.enter()
+    with pytest.raises(QueueFull, match="2 requests are waiting, the limit is 2") as caught:
+        room.enter()
+    assert caught.value.retry_after_s == FIRST_GUESS_S
+    assert room.waiting_count == 2
+
+
+def test_a_place_is_given_back_once() -> None:
+    room = admission(HandClock())
+    permit = room.enter()
+    permit.charge(40)
+    permit.release()
+    permit.release(has_started=True)
+    assert (room.waiting_count, room.waiting_token_count) == (0, 0)
+
+
+def test_tokens_are_limited_too() -> None:
+    room = admission(HandClock())
+    room.enter().charge(80)
+    late = room.enter()
+    with pytest.raises(QueueFull, match="80 prompt tokens are waiting, 30 more would exceed the limit of 100"):
+        late.charge(30)
+    late.release()
+    assert (room.waiting_count, room.waiting_token_count) == (1, 80)
+
+
+def test_a_prompt_over_the_token_limit_is_let_in_when_it_waits_alone() -> None:
+    room = admission(HandClock())
+    room.enter().charge(5000)
+    assert room.waiting_token_count == 5000
+
+
+def test_the_hint_is_the_pace_of_starts_times_the_place_in_the_line_outside() -> None:
+    clock = HandClock()
+    room = admission(clock, requests=60)
+    permits = [room.enter() for _ in range(60)]
+    for permit in permits[:50]:
+        clock.time_s += 0.25
+        permit.release(has_started=True)
+    assert room.expected_wait_s == pytest.approx(10 * 0.25, rel=0.01)
+    for _ in range(50):
+        room.enter()
+    hints: list[float | None] = []
+    for _ in range(3):
+        with pytest.raises(QueueFull) as caught:
+            room.enter()
+        hints.append(caught.value.retry_after_s)
+    assert hints == [pytest.approx(0.25 * k, rel=0.01) for k in (1, 2, 3)]
+
+
+def test_a_departure_starts_the_line_outside_anew() -> None:
+    clock = HandClock()
+    room = admission(clock)
+    room.enter()
+    leaver = room.enter()
+    for _ in range(5):
+        with pytest.raises(QueueFull):
+            room.enter()
+    leaver.release()
+    room.enter()
+    with pytest.raises(QueueFull) as caught:
+        room.enter()
+    assert caught.value.retry_after_s == FIRST_GUESS_S
+
+
+def test_idle_time_is_no_pace() -> None:
+    clock = HandClock()
+    room = admission(clock)
+    room.enter().release(has_started=True)
+    clock.time_s += 3600
+    permit = room.enter()
+    clock.time_s += 0.1
+    permit.release(has_started=True)
+    room.enter()
+    assert room.expected_wait_s <= FIRST_GUESS_S
+
+
+def test_the_hint_is_bounded() -> None:
+    room = admission(HandClock(), requests=1)
+    room.enter()
+    for _ in range(100):
+        with pytest.raises(QueueFull) as caught:
+            room.enter()
+    assert caught.value.retry_after_s == LONGEST_HINT_S
