@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -34,6 +34,7 @@ from headrace.contract.errors import (
     StartupError,
     Unauthenticated,
 )
+from headrace.services.duration import duration_to_proto
 
 DOMAIN = "headrace"
 """Domain of every `google.rpc.ErrorInfo`."""
@@ -110,7 +111,7 @@ def status_of(error: HeadraceError, *, request_id: str, messages_sent: bool = Fa
     )
     details: list[Message] = [info]
     if error.retry_after_s is not None:
-        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_s)))
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration_to_proto(error.retry_after_s)))
     if isinstance(error, InvalidRequest):
         room = _DETAILS_LIMIT_BYTES - sum(detail.ByteSize() for detail in details)
         details.append(_bad_request(error, room))
@@ -159,9 +160,3 @@ def _shortened(text: str, limit_bytes: int) -> str:
     if len(encoded) <= limit_bytes:
         return encoded.decode()
     return encoded[: limit_bytes - 3].decode(errors="ignore") + "…"
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(max(0, round(seconds * 1e9)))
-    return duration

@@ -1,0 +1,158 @@
+"""Converts the events that answer a request to `headrace.v1`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from headrace.contract.generation import (
+    CompletionEnd,
+    FinishReason,
+    GenerationDelta,
+    GenerationEvent,
+    GenerationFinished,
+    GenerationStarted,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+from headrace.services.duration import duration_to_proto
+from headrace.v1 import generate_service_pb2 as pb
+
+_FINISH_REASONS = {
+    FinishReason.END_OF_SEQUENCE: pb.FINISH_REASON_END_OF_SEQUENCE,
+    FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.STOP_TOKEN: pb.FINISH_REASON_STOP_TOKEN,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CONTEXT_LIMIT: pb.FINISH_REASON_CONTEXT_LIMIT,
+    FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+
+
+def event_to_proto(event: GenerationEvent) -> pb.GenerateStreamResponse:
+    """Returns the stream message of an event."""
+    match event:
+        case GenerationDelta():
+            return pb.GenerateStreamResponse(delta=_delta_to_proto(event))
+        case GenerationStarted():
+            return pb.GenerateStreamResponse(started=_started_to_proto(event))
+        case GenerationFinished():
+            return pb.GenerateStreamResponse(finished=_finished_to_proto(event))
+
+
+def response_to_proto(events: Sequence[GenerationEvent]) -> pb.GenerateResponse:
+    """Returns the whole answer that a complete series of events adds up to.
+
+    Raises:
+        ValueError: the events do not begin with `started` and end with `finished`.
+    """
+    if len(events) < 2:
+        raise ValueError(f"an answer has a beginning and an end, got {len(events)} events")
+    started, finished = events[0], events[-1]
+    if not isinstance(started, GenerationStarted) or not isinstance(finished, GenerationFinished):
+        raise ValueError(f"an answer is {type(started).__name__} ... {type(finished).__name__}")
+    return pb.GenerateResponse(
+        request_id=started.request_id,
+        model=started.model,
+        completions=_completions(events, finished),
+        usage=_usage_to_proto(finished.usage),
+        timings=_timings_to_proto(finished.timings),
+        seed=started.seed,
+        prompt_logprobs=_logprobs_to_proto(started.prompt_logprobs),
+    )
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the deltas of one completion have brought so far."""
+
+    texts: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+
+
+def _completions(events: Iterable[GenerationEvent], finished: GenerationFinished) -> list[pb.Completion]:
+    parts = {end.index: _Parts() for end in finished.ends}
+    for event in events:
+        if isinstance(event, GenerationDelta):
+            part = parts[event.index]
+            part.texts.append(event.text)
+            part.token_ids.extend(event.token_ids)
+            part.logprobs.extend(event.logprobs)
+    return [
+        pb.Completion(
+            index=end.index,
+            text="".join(parts[end.index].texts),
+            token_ids=parts[end.index].token_ids,
+            logprobs=_logprobs_to_proto(parts[end.index].logprobs),
+            end=_end_to_proto(end),
+        )
+        for end in finished.ends
+    ]
+
+
+def _started_to_proto(event: GenerationStarted) -> pb.GenerationStarted:
+    return pb.GenerationStarted(
+        request_id=event.request_id,
+        model=event.model,
+        prompt_token_count=event.prompt_token_count,
+        cached_token_count=event.cached_token_count,
+        seed=event.seed,
+        prompt_logprobs=_logprobs_to_proto(event.prompt_logprobs),
+    )
+
+
+def _delta_to_proto(event: GenerationDelta) -> pb.GenerationDelta:
+    return pb.GenerationDelta(
+        index=event.index,
+        text=event.text,
+        token_ids=event.token_ids,
+        logprobs=_logprobs_to_proto(event.logprobs),
+    )
+
+
+def _finished_to_proto(event: GenerationFinished) -> pb.GenerationFinished:
+    return pb.GenerationFinished(
+        ends=[_end_to_proto(end) for end in event.ends],
+        usage=_usage_to_proto(event.usage),
+        timings=_timings_to_proto(event.timings),
+    )
+
+
+def _end_to_proto(end: CompletionEnd) -> pb.CompletionEnd:
+    return pb.CompletionEnd(
+        index=end.index,
+        reason=_FINISH_REASONS[end.reason],
+        stop_sequence=end.stop_sequence,
+        stop_token_id=end.stop_token_id,
+        generated_token_count=end.generated_token_count,
+    )
+
+
+def _usage_to_proto(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_token_count=usage.prompt_token_count,
+        cached_token_count=usage.cached_token_count,
+        generated_token_count=usage.generated_token_count,
+    )
+
+
+def _timings_to_proto(timings: Timings) -> pb.Timings:
+    return pb.Timings(
+        queued=duration_to_proto(timings.queued_s),
+        prefill=duration_to_proto(timings.prefill_s),
+        decode=duration_to_proto(timings.decode_s),
+    )
+
+
+def _logprobs_to_proto(logprobs: Iterable[TokenLogprob]) -> list[pb.TokenLogprob]:
+    return [
+        pb.TokenLogprob(
+            token_id=logprob.token_id,
+            text=logprob.text,
+            logprob=logprob.logprob,
+            rank=logprob.rank,
+            top=_logprobs_to_proto(logprob.top),
+            byte_offset=logprob.byte_offset,
+        )
+        for logprob in logprobs
+    ]

@@ -1,0 +1,280 @@
+"""Converts the step contract to and from `headrace.internal.v1`.
+
+Columns are handed over whole: nothing here loops over the rows of a batch in
+Python, only over admissions, endings, errors and log-probabilities that were asked for.
+"""
+
+from headrace.contract.engine import EngineDescription
+from headrace.contract.generation import Constraint, ConstraintKind
+from headrace.contract.sampling import LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.step import (
+    AdmittedSequence,
+    RowEnd,
+    RowError,
+    RowLogprobs,
+    StepPlan,
+    StepResult,
+    StepTimings,
+)
+from headrace.internal.v1 import shard_service_pb2 as pb
+
+_NEVER = -1
+"""`length_penalty_start_index` of a sequence without a length penalty."""
+
+_CONSTRAINT_TO_PROTO = {
+    ConstraintKind.JSON_OBJECT: pb.CONSTRAINT_KIND_JSON_OBJECT,
+    ConstraintKind.JSON_SCHEMA: pb.CONSTRAINT_KIND_JSON_SCHEMA,
+    ConstraintKind.REGEX: pb.CONSTRAINT_KIND_REGEX,
+    ConstraintKind.CHOICES: pb.CONSTRAINT_KIND_CHOICES,
+    ConstraintKind.LARK: pb.CONSTRAINT_KIND_LARK,
+    ConstraintKind.EBNF: pb.CONSTRAINT_KIND_EBNF,
+}
+_CONSTRAINT_FROM_PROTO = {value: kind for kind, value in _CONSTRAINT_TO_PROTO.items()}
+
+
+def plan_to_proto(plan: StepPlan) -> pb.StepRequest:
+    """Returns the message of a plan.
+
+    Raises:
+        ValueError: an integer does not fit its field.
+    """
+    return pb.StepRequest(
+        step_id=plan.step_id,
+        released_sequence_ids=plan.released_sequence_ids,
+        admitted=[_admitted_to_proto(sequence) for sequence in plan.admitted],
+        block_rows=plan.block_rows,
+        block_counts=plan.block_counts,
+        block_ids=plan.block_ids,
+        chunk_rows=plan.chunk_rows,
+        chunk_token_counts=plan.chunk_token_counts,
+        held_rows=plan.held_rows,
+    )
+
+
+def plan_from_proto(request: pb.StepRequest) -> StepPlan:
+    """Returns the plan in a message.
+
+    Raises:
+        ValueError: an enum value is of a later version.
+    """
+    return StepPlan(
+        step_id=request.step_id,
+        released_sequence_ids=tuple(request.released_sequence_ids),
+        admitted=tuple(_admitted_from_proto(sequence) for sequence in request.admitted),
+        block_rows=tuple(request.block_rows),
+        block_counts=tuple(request.block_counts),
+        block_ids=tuple(request.block_ids),
+        chunk_rows=tuple(request.chunk_rows),
+        chunk_token_counts=tuple(request.chunk_token_counts),
+        held_rows=tuple(request.held_rows),
+    )
+
+
+def result_to_proto(result: StepResult) -> pb.StepResponse:
+    """Returns the message of a result.
+
+    Raises:
+        ValueError: an integer does not fit its field.
+    """
+    timings = result.timings
+    return pb.StepResponse(
+        step_id=result.step_id,
+        token_counts=result.token_counts,
+        token_ids=result.token_ids,
+        ended_rows=result.ended_rows,
+        row_ends=[pb.RowEnd.ValueType(end) for end in result.row_ends],
+        errors=[pb.RowError(row=error.row, reason=error.reason, detail=error.detail) for error in result.errors],
+        logprobs=[_logprobs_to_proto(logprobs) for logprobs in result.logprobs],
+        timings=pb.StepTimings(
+            queued_s=timings.queued_s,
+            prepare_s=timings.prepare_s,
+            forward_s=timings.forward_s,
+            sample_s=timings.sample_s,
+        ),
+    )
+
+
+def result_from_proto(response: pb.StepResponse) -> StepResult:
+    """Returns the result in a message.
+
+    Raises:
+        ValueError: an enum value is of a later version.
+    """
+    timings = response.timings
+    return StepResult(
+        step_id=response.step_id,
+        token_counts=tuple(response.token_counts),
+        token_ids=tuple(response.token_ids),
+        ended_rows=tuple(response.ended_rows),
+        row_ends=tuple(map(RowEnd, response.row_ends)),
+        errors=tuple(RowError(row=error.row, reason=error.reason, detail=error.detail) for error in response.errors),
+        logprobs=tuple(_logprobs_from_proto(logprobs) for logprobs in response.logprobs),
+        timings=StepTimings(
+            queued_s=timings.queued_s,
+            prepare_s=timings.prepare_s,
+            forward_s=timings.forward_s,
+            sample_s=timings.sample_s,
+        ),
+    )
+
+
+def description_to_proto(description: EngineDescription) -> pb.EngineDescription:
+    """Returns the message of an engine's description."""
+    return pb.EngineDescription(
+        engine=description.engine,
+        architecture=description.architecture,
+        weight_type=description.weight_type,
+        vocabulary_size=description.vocabulary_size,
+        context_token_count=description.context_token_count,
+        block_size=description.block_size,
+        block_count=description.block_count,
+        steps_in_flight=description.steps_in_flight,
+        supported_fields=sorted(description.supported_fields),
+        end_of_sequence_token_ids=description.end_of_sequence_token_ids,
+        row_limit=description.row_limit,
+        token_limit=description.token_limit,
+    )
+
+
+def description_from_proto(message: pb.EngineDescription) -> EngineDescription:
+    """Returns the engine's description in a message."""
+    return EngineDescription(
+        engine=message.engine,
+        architecture=message.architecture,
+        weight_type=message.weight_type,
+        vocabulary_size=message.vocabulary_size,
+        context_token_count=message.context_token_count,
+        block_size=message.block_size,
+        block_count=message.block_count,
+        steps_in_flight=message.steps_in_flight,
+        supported_fields=frozenset(message.supported_fields),
+        end_of_sequence_token_ids=tuple(message.end_of_sequence_token_ids),
+        row_limit=message.row_limit,
+        token_limit=message.token_limit,
+    )
+
+
+def _admitted_to_proto(sequence: AdmittedSequence) -> pb.AdmittedSequence:
+    stopping, logprobs = sequence.stopping, sequence.logprobs
+    message = pb.AdmittedSequence(
+        sequence_id=sequence.sequence_id,
+        token_ids=sequence.token_ids,
+        prompt_token_count=sequence.prompt_token_count,
+        computed_token_count=sequence.computed_token_count,
+        block_ids=sequence.block_ids,
+        sampling=_sampling_to_proto(sequence.sampling),
+        stopping=pb.StopRules(
+            token_limit=stopping.token_limit,
+            min_new_token_count=stopping.min_new_token_count,
+            end_of_sequence_token_ids=stopping.end_of_sequence_token_ids,
+            stop_token_ids=stopping.stop_token_ids,
+        ),
+        logprobs=pb.LogprobOptions(
+            sampled=logprobs.sampled,
+            top_count=logprobs.top_count,
+            prompt=logprobs.prompt,
+            processed=logprobs.processed,
+        ),
+        adapter=sequence.adapter,
+    )
+    if sequence.constraint is not None:
+        message.constraint.kind = _CONSTRAINT_TO_PROTO[sequence.constraint.kind]
+        message.constraint.text = sequence.constraint.text
+    return message
+
+
+def _admitted_from_proto(message: pb.AdmittedSequence) -> AdmittedSequence:
+    stopping, logprobs = message.stopping, message.logprobs
+    return AdmittedSequence(
+        sequence_id=message.sequence_id,
+        token_ids=tuple(message.token_ids),
+        prompt_token_count=message.prompt_token_count,
+        computed_token_count=message.computed_token_count,
+        block_ids=tuple(message.block_ids),
+        sampling=_sampling_from_proto(message.sampling),
+        stopping=RowStopRules(
+            token_limit=stopping.token_limit,
+            min_new_token_count=stopping.min_new_token_count,
+            end_of_sequence_token_ids=tuple(stopping.end_of_sequence_token_ids),
+            stop_token_ids=tuple(stopping.stop_token_ids),
+        ),
+        logprobs=LogprobOptions(
+            sampled=logprobs.sampled,
+            top_count=logprobs.top_count,
+            prompt=logprobs.prompt,
+            processed=logprobs.processed,
+        ),
+        constraint=_constraint_from_proto(message.constraint) if message.HasField("constraint") else None,
+        adapter=message.adapter,
+    )
+
+
+def _constraint_from_proto(message: pb.Constraint) -> Constraint:
+    kind = _CONSTRAINT_FROM_PROTO.get(message.kind)
+    if kind is None:
+        raise ValueError(f"constraint kind {message.kind} is not known here")
+    return Constraint(kind, message.text)
+
+
+def _sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
+    penalty = sampling.length_penalty
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        typical_p=sampling.typical_p,
+        seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        bias_token_ids=[token_id for token_id, _ in sampling.logit_bias],
+        biases=[bias for _, bias in sampling.logit_bias],
+        length_penalty_start_index=_NEVER if penalty is None else penalty.start_index,
+        length_penalty_decay_factor=1.0 if penalty is None else penalty.decay_factor,
+        banned_sequences=[pb.TokenIds(ids=ids) for ids in sampling.banned_sequences],
+    )
+
+
+def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
+    penalty = None
+    if message.length_penalty_start_index != _NEVER:
+        penalty = LengthPenalty(
+            start_index=message.length_penalty_start_index, decay_factor=message.length_penalty_decay_factor
+        )
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        typical_p=message.typical_p,
+        seed=message.seed,
+        repetition_penalty=message.repetition_penalty,
+        frequency_penalty=message.frequency_penalty,
+        presence_penalty=message.presence_penalty,
+        logit_bias=tuple(zip(message.bias_token_ids, message.biases, strict=True)),
+        length_penalty=penalty,
+        banned_sequences=tuple(tuple(sequence.ids) for sequence in message.banned_sequences),
+    )
+
+
+def _logprobs_to_proto(logprobs: RowLogprobs) -> pb.RowLogprobs:
+    return pb.RowLogprobs(
+        row=logprobs.row,
+        prompt=logprobs.is_prompt,
+        logprobs=logprobs.logprobs,
+        ranks=logprobs.ranks,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
+    )
+
+
+def _logprobs_from_proto(message: pb.RowLogprobs) -> RowLogprobs:
+    return RowLogprobs(
+        row=message.row,
+        is_prompt=message.prompt,
+        logprobs=tuple(message.logprobs),
+        ranks=tuple(message.ranks),
+        top_token_ids=tuple(message.top_token_ids),
+        top_logprobs=tuple(message.top_logprobs),
+    )
