@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.reference import ReferenceKernels

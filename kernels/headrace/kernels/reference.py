@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
+
 from headrace.kernels import reference_attention, reference_sampling
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.linear import PackedLinear, PlainLinear
 from headrace.kernels.reference_attention import GroupedAttentionBatch
 from headrace.kernels.token_logprobs import TokenLogprobs
-from torch.nn import functional
 
 
 class ReferenceKernels:

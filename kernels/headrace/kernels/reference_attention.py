@@ -4,8 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from headrace.kernels.attention_batch import AttentionBatch
 from torch.nn.functional import scaled_dot_product_attention
+
+from headrace.kernels.attention_batch import AttentionBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ running sum, and that sum, in token order, needs no sort.
 """
 
 import torch
+
 from headrace.kernels import philox
 from headrace.kernels.token_logprobs import TokenLogprobs
 

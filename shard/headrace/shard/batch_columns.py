@@ -1,0 +1,137 @@
+"""The columns of the resident batch: arrays with one place per row, grown as needed."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.contract.step import AdmittedSequence, RowEnd
+
+_FIRST_PLACE_COUNT = 8
+_WIDTHS = {"token_ids": 256, "block_tables": 16, "ending_token_ids": 4, "ending_kinds": 4}
+"""First widths of the columns that have one."""
+
+
+class BatchColumns:
+    """Arrays indexed by place. A place is taken when its row is admitted and freed when it is released.
+
+    Growing replaces an array, so callers read the attribute anew in each step.
+    """
+
+    def __init__(self) -> None:
+        count = _FIRST_PLACE_COUNT
+        self.token_ids = np.zeros((count, _WIDTHS["token_ids"]), dtype=np.int32)
+        """[place, position] the known tokens."""
+        self.token_counts = np.zeros(count, dtype=np.int64)
+        """[place] known tokens."""
+        self.prompt_counts = np.zeros(count, dtype=np.int64)
+        """[place] tokens of the prompt; what follows was generated."""
+        self.computed_counts = np.zeros(count, dtype=np.int64)
+        """[place] tokens whose KV is in the blocks."""
+        self.block_tables = np.zeros((count, _WIDTHS["block_tables"]), dtype=np.int32)
+        """[place, block] block ids."""
+        self.block_counts = np.zeros(count, dtype=np.int64)
+        """[place] entries of the block table."""
+        self.is_over = np.zeros(count, dtype=np.bool_)
+        """[place] whether the row ended or failed, and only waits for its release."""
+        self.temperatures = np.zeros(count, dtype=np.float32)
+        """[place]"""
+        self.top_ks = np.zeros(count, dtype=np.int64)
+        """[place]"""
+        self.top_ps = np.ones(count, dtype=np.float32)
+        """[place]"""
+        self.seeds = np.zeros(count, dtype=np.int64)
+        """[place] the bits of the unsigned seed."""
+        self.token_limits = np.zeros(count, dtype=np.int64)
+        """[place] tokens at which the row ends."""
+        self.min_new_counts = np.zeros(count, dtype=np.int64)
+        """[place] generated tokens before which no ending token is drawn."""
+        self.ending_token_ids = np.full((count, _WIDTHS["ending_token_ids"]), -1, dtype=np.int32)
+        """[place, ending] end-of-sequence ids, then stop ids, then -1."""
+        self.ending_kinds = np.zeros((count, _WIDTHS["ending_kinds"]), dtype=np.int64)
+        """[place, ending] the RowEnd of each."""
+        self.reports_logprobs = np.zeros(count, dtype=np.bool_)
+        """[place]"""
+        self.top_logprob_counts = np.zeros(count, dtype=np.int64)
+        """[place]"""
+        self._free_places = list(range(count - 1, -1, -1))
+
+    def clear(self) -> None:
+        """Frees every place."""
+        self._free_places = list(range(len(self.token_counts) - 1, -1, -1))
+
+    def free(self, places: Iterable[int]) -> None:
+        """Frees places."""
+        self._free_places.extend(places)
+
+    def take(self, sequence: AdmittedSequence) -> int:
+        """Fills a free place with a sequence and returns it."""
+        if not self._free_places:
+            self._grow_places()
+        place = self._free_places.pop()
+        token_count, block_count = len(sequence.token_ids), len(sequence.block_ids)
+        self._widen("token_ids", token_count)
+        self._widen("block_tables", block_count)
+        self.token_ids[place, :token_count] = sequence.token_ids
+        self.token_counts[place] = token_count
+        self.prompt_counts[place] = sequence.prompt_token_count
+        self.computed_counts[place] = sequence.computed_token_count
+        self.block_tables[place, :block_count] = sequence.block_ids
+        self.block_counts[place] = block_count
+        self.is_over[place] = False
+        self._set_sampling(place, sequence)
+        self._set_stopping(place, sequence)
+        return place
+
+    def append_tokens(self, places: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
+        """Makes one more token known at each place."""
+        ends = self.token_counts[places]
+        self._widen("token_ids", int(ends.max(initial=0)) + 1)
+        self.token_ids[places, ends] = token_ids
+        self.token_counts[places] = ends + 1
+
+    def append_blocks(self, places: NDArray[np.int64], counts: NDArray[np.int64], block_ids: NDArray[np.int32]) -> None:
+        """Appends to block tables: `counts[i]` of the ids, in order, to the one at `places[i]`."""
+        held = self.block_counts[places]
+        self._widen("block_tables", int((held + counts).max()))
+        firsts = np.cumsum(counts) - counts
+        entries = np.arange(len(block_ids)) + np.repeat(held - firsts, counts)
+        self.block_tables[np.repeat(places, counts), entries] = block_ids
+        self.block_counts[places] = held + counts
+
+    def _set_sampling(self, place: int, sequence: AdmittedSequence) -> None:
+        sampling = sequence.sampling
+        self.temperatures[place] = sampling.temperature
+        self.top_ks[place] = sampling.top_k
+        self.top_ps[place] = sampling.top_p
+        self.seeds[place] = np.uint64(sampling.seed).astype(np.int64)
+        self.reports_logprobs[place] = sequence.logprobs.sampled or sequence.logprobs.top_count > 0
+        self.top_logprob_counts[place] = sequence.logprobs.top_count
+
+    def _set_stopping(self, place: int, sequence: AdmittedSequence) -> None:
+        stopping = sequence.stopping
+        self.token_limits[place] = stopping.token_limit
+        self.min_new_counts[place] = stopping.min_new_token_count
+        end_ids, stop_ids = stopping.end_of_sequence_token_ids, stopping.stop_token_ids
+        count = len(end_ids) + len(stop_ids)
+        self._widen("ending_token_ids", count)
+        self._widen("ending_kinds", count)
+        self.ending_token_ids[place] = -1
+        self.ending_token_ids[place, :count] = end_ids + stop_ids
+        self.ending_kinds[place, : len(end_ids)] = RowEnd.END_OF_SEQUENCE
+        self.ending_kinds[place, len(end_ids) : count] = RowEnd.STOP_TOKEN
+
+    def _grow_places(self) -> None:
+        count = len(self.token_counts)
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray):
+                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+        self._free_places.extend(range(2 * count - 1, count - 1, -1))
+
+    def _widen(self, name: str, width: int) -> None:
+        column: NDArray[np.generic] = getattr(self, name)
+        if width <= column.shape[1]:
+            return
+        # Doubling keeps the copies rare however a sequence grows.
+        added = np.full((column.shape[0], max(width, 2 * column.shape[1]) - column.shape[1]), -1, dtype=column.dtype)
+        setattr(self, name, np.concatenate((column, added), axis=1))

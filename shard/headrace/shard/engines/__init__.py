@@ -1,0 +1,1 @@
+"""The engines, each imported only when it is asked for."""

@@ -1,0 +1,215 @@
+"""An engine without a model: it finds its own mistakes, and everybody else's, in the tokens it produces.
+
+Its KV cache holds token ids. To draw, it reads a row's tokens back through the
+block table and hashes them, so a wrong table, a block shared by mistake, a
+chunk that was never computed or a token out of place changes the output.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.contract.engine import EngineDescription
+from headrace.contract.errors import PlanRejected
+from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult
+from headrace.shard.capabilities import SUPPORTED_FIELDS
+from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel
+from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
+from headrace.shard.options import OptionValue, parse_options
+
+POISON_EXIT_STATUS = 86
+"""Exit status of a process that a poisonous token ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeOptions:
+    """How the fake engine behaves."""
+
+    vocabulary_size: int = 49152
+    context_token_count: int = 4096
+    block_size: int = 16
+    block_count: int = 2048
+    row_limit: int = 0
+    token_limit: int = 0
+    step_time_s: float = 0.0
+    """How long each step pretends to take,"""
+    token_time_s: float = 0.0
+    """and how much longer for each token in it."""
+    first_drawn_token_id: int = 32
+    end_of_sequence_token_id: int = 2
+    end_of_sequence_one_in: int = 0
+    """One draw in this many ends the sequence; 0 means none."""
+    poison_token_id: int = -1
+    """Computing this token ends the process at once, as a crash would; -1 means none."""
+    error_token_id: int = -1
+    """Computing this token fails its row; -1 means none."""
+
+    @property
+    def model(self) -> FakeModel:
+        """What decides a token."""
+        return FakeModel(
+            vocabulary_size=self.vocabulary_size,
+            first_drawn_token_id=self.first_drawn_token_id,
+            end_of_sequence_token_id=self.end_of_sequence_token_id,
+            end_of_sequence_one_in=self.end_of_sequence_one_in,
+        )
+
+
+def create_fake_engine(options: Mapping[str, OptionValue], progress: Callable[[str], None]) -> "FakeEngine":
+    """Returns a fake engine with FakeOptions by name.
+
+    Raises:
+        StartupError: an option is wrong.
+    """
+    progress("the fake engine has nothing to load")
+    return FakeEngine(parse_options(FakeOptions, options))
+
+
+class FakeEngine:
+    """A StepEngine's half that runs on the shard, without a model."""
+
+    def __init__(
+        self,
+        options: FakeOptions | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        on_step: Callable[[StepPlan], None] = lambda _: None,
+    ) -> None:
+        """Starts with an empty batch.
+
+        Args:
+            options: The defaults if None.
+            sleep: Passes simulated time.
+            on_step: Called before each step; what it raises, the step raises.
+        """
+        self._options = options = options or FakeOptions()
+        self._sleep = sleep
+        self._on_step = on_step
+        self._model = options.model
+        self._description = _describe(options)
+        self._batch = InputBatch(self._description)
+        # What a block holds before it was ever computed is no token.
+        self._blocks = np.full(options.block_count * options.block_size, -1, dtype=np.int64)
+        self._powers = _powers(options.context_token_count)
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the engine is."""
+        return self._description
+
+    def reset(self) -> None:
+        """Empties the batch."""
+        self._batch.clear()
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step; see Engine.execute."""
+        self._on_step(plan)
+        step = self._batch.apply(plan)
+        flat = self._batch.flatten(step)
+        self._compute(flat)
+        errors = self._find_errors(step, flat)
+        failed = np.isin(step.rows, [error.row for error in errors])
+        token_ids = self._draw(step, flat)
+        logprobs = self._logprobs(step, failed, token_ids)
+        outcomes = self._batch.record(step, token_ids, failed)
+        return StepResult(
+            step_id=plan.step_id,
+            token_counts=outcomes.token_counts,
+            token_ids=outcomes.token_ids,
+            ended_rows=outcomes.ended_rows,
+            row_ends=outcomes.row_ends,
+            errors=errors,
+            logprobs=logprobs,
+        )
+
+    def _compute(self, flat: FlatTokens) -> None:
+        if len(np.unique(flat.slot_ids)) < len(flat.slot_ids):
+            raise PlanRejected("two tokens of the step have the same place in the KV cache")
+        if (flat.token_ids == self._options.poison_token_id).any():
+            os._exit(POISON_EXIT_STATUS)
+        self._blocks[flat.slot_ids] = flat.token_ids
+        duration_s = self._options.step_time_s + self._options.token_time_s * len(flat.token_ids)
+        if duration_s > 0:
+            self._sleep(duration_s)
+
+    def _find_errors(self, step: StepRows, flat: FlatTokens) -> tuple[RowError, ...]:
+        wrong = (flat.token_ids == self._options.error_token_id).nonzero()[0]
+        rows = step.rows[np.unique(np.searchsorted(flat.query_starts, wrong, side="right") - 1)]
+        detail = f"token {self._options.error_token_id} fails its row"
+        return tuple(RowError(row, "FAKE_ERROR", detail) for row in rows.tolist())
+
+    def _draw(self, step: StepRows, flat: FlatTokens) -> NDArray[np.int64]:
+        places, contexts = step.places[step.samples], flat.context_lengths[step.samples]
+        columns = self._batch.columns
+        seeds = np.where(columns.temperatures[places] > 0, columns.seeds[places], 0)
+        barred: list[set[int]] = [set() for _ in places]
+        for index, token_id in zip(*self._batch.barred_endings(places), strict=True):
+            barred[index].add(int(token_id))
+        drawn = [
+            self._model.draw(
+                self._read_digest(int(place), int(context)),
+                position=int(context),
+                seed=int(seed.astype(np.uint64)),
+                barred=frozenset(row_barred),
+            )
+            for place, context, seed, row_barred in zip(places, contexts, seeds, barred, strict=True)
+        ]
+        return np.array(drawn, dtype=np.int64)
+
+    def _read_digest(self, place: int, context: int) -> int:
+        """Returns the hash of a row's tokens, as the blocks hold them."""
+        block_size = self._options.block_size
+        positions = np.arange(context)
+        blocks = self._batch.columns.block_tables[place, positions // block_size].astype(np.int64)
+        token_ids = self._blocks[blocks * block_size + positions % block_size]
+        return int(((token_ids + 1).astype(np.uint64) * self._powers[:context]).sum(dtype=np.uint64))
+
+    def _logprobs(
+        self, step: StepRows, failed: NDArray[np.bool_], token_ids: NDArray[np.int64]
+    ) -> tuple[RowLogprobs, ...]:
+        """Reports a made-up distribution: half of the mass on the drawn token, half of the rest on the next id ..."""
+        columns = self._batch.columns
+        places = step.places[step.samples]
+        reported = columns.reports_logprobs[places] & ~failed[step.samples]
+        results = []
+        for index in reported.nonzero()[0]:
+            count = int(columns.top_logprob_counts[places[index]])
+            rivals = (int(token_ids[index]) + np.arange(count)) % self._options.vocabulary_size
+            results.append(
+                RowLogprobs(
+                    row=int(step.rows[step.samples][index]),
+                    is_prompt=False,
+                    logprobs=(float(-np.log(2.0)),),
+                    ranks=(1,),
+                    top_token_ids=tuple(rivals.tolist()),
+                    top_logprobs=tuple((-np.log(2.0) * np.arange(1, count + 1)).tolist()),
+                )
+            )
+        return tuple(results)
+
+
+def _describe(options: FakeOptions) -> EngineDescription:
+    return EngineDescription(
+        engine="fake",
+        architecture="fake",
+        weight_type="none",
+        vocabulary_size=options.vocabulary_size,
+        context_token_count=options.context_token_count,
+        block_size=options.block_size,
+        block_count=options.block_count,
+        steps_in_flight=2,
+        supported_fields=SUPPORTED_FIELDS,
+        end_of_sequence_token_ids=(options.end_of_sequence_token_id,),
+        row_limit=options.row_limit,
+        token_limit=options.token_limit,
+    )
+
+
+def _powers(count: int) -> NDArray[np.uint64]:
+    powers = np.full(count, MULTIPLIER, dtype=np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers)

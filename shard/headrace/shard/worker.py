@@ -1,0 +1,65 @@
+"""Runs an engine on a thread of its own, so that whoever feeds it never waits for a forward pass."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from headrace.contract.clock import Clock, MonotonicClock
+from headrace.contract.engine import EngineDescription
+from headrace.contract.errors import PlanRejected, ShardLost
+from headrace.contract.step import StepPlan, StepResult
+from headrace.shard.engine import Engine
+
+
+class Worker:
+    """Owns an engine and its thread. Plans run in the order of the calls.
+
+    The methods return at once and are meant for one caller, such as an event
+    loop; the futures complete on the worker's thread.
+    """
+
+    def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
+        self._engine = engine
+        self._clock = clock or MonotonicClock()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._generation = 0
+        self._is_usable = True
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the engine is."""
+        return self._engine.description
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """Queues a plan behind the others.
+
+        Raises (from the future):
+            PlanRejected: the plan broke the contract, or an earlier one failed and no reset came since.
+            ShardLost: a reset or a close came before the plan's turn.
+            RuntimeError: at once, if the worker is closed.
+        """
+        return self._executor.submit(self._execute, plan, self._generation, self._clock.now())
+
+    def reset(self) -> Future[None]:
+        """Empties the batch once the running step is done; plans that wait fail with ShardLost."""
+        self._generation += 1
+        return self._executor.submit(self._reset)
+
+    def close(self) -> None:
+        """Waits for the running step and ends the thread; plans that wait fail with ShardLost. Safe to repeat."""
+        self._generation += 1
+        self._executor.shutdown(wait=True)
+
+    def _execute(self, plan: StepPlan, generation: int, submitted_at_s: float) -> StepResult:
+        if generation != self._generation:
+            raise ShardLost("the batch was given up before this step ran")
+        if not self._is_usable:
+            raise PlanRejected("an earlier step failed; the batch has to be reset")
+        queued_s = self._clock.now() - submitted_at_s
+        self._is_usable = False
+        result = self._engine.execute(plan)
+        self._is_usable = True
+        return replace(result, timings=replace(result.timings, queued_s=queued_s))
+
+    def _reset(self) -> None:
+        self._engine.reset()
+        self._is_usable = True
