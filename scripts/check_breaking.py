@@ -111,12 +111,12 @@ class Repository:
         with tempfile.TemporaryDirectory() as scratch:
             old = self._unpack(before, Path(scratch) / "old")
             new = self.root / "proto" if after is None else self._unpack(after, Path(scratch) / "new")
-            done = subprocess.run(
-                [self.buf, "breaking", new, "--against", old], cwd=scratch, capture_output=True, text=True, check=False
-            )
+            # Done apart, because buf reports an error in the old files and a break by the same exit status.
+            if subprocess.run([self.buf, "build", old], capture_output=True, check=False).returncode != 0:
+                raise StateInvalid(f"{before[:10]} does not compile, so it promises nothing")
+            command = [self.buf, "breaking", new, "--against", old]
+            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
             if done.returncode not in {0, VIOLATIONS_FOUND}:
-                if subprocess.run([self.buf, "build", old], cwd=scratch, capture_output=True, check=False).returncode:
-                    raise StateInvalid(f"{before[:10]} does not compile, so it promises nothing")
                 raise CheckFailed(f"buf breaking against {before[:10]}: {done.stderr.strip()}")
             return done.stdout.strip().replace(f"{new}/", "proto/")
 
