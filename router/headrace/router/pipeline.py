@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from headrace.contract.clock import Clock
+from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import (
     DeadlineExceeded,
     Draining,
@@ -48,7 +49,7 @@ from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
 from headrace.router.sequence import Sequence
 from headrace.router.tokenizer import Tokenizer
-from headrace.router.validation import RequestLimits, Validator
+from headrace.router.validation import ROUTER_FIELDS, RequestLimits, Validator
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -98,6 +99,11 @@ class Pipeline:
         """Requests between their arrival and their last event."""
         return len(self._requests)
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether new requests are refused."""
+        return self._refusal is not None
+
     def refuse_new(self, refusal: Draining) -> None:
         """Answers every later request with `refusal`; those that are here go on."""
         self._refusal = refusal
@@ -114,7 +120,7 @@ class Pipeline:
             ServerError: it could, but not here or not now.
         """
         self._check_open()
-        self._check_model(request.model)
+        self.check_model(request.model)
         validator = self._validator()
         validator.check(request)
         request_id = self._claim_id(request.request_id)
@@ -183,7 +189,7 @@ class Pipeline:
             InvalidRequest: the prompt is empty or does not fit the chat template.
             ModelNotFound: `model` is not served.
         """
-        self._check_model(model)
+        self.check_model(model)
         if isinstance(prompt, TokenPrompt):
             raise InvalidRequest.of("prompt", "token ids need no tokenizing")
         request = GenerationRequest(prompt=prompt, add_special_tokens=add_special_tokens)
@@ -199,7 +205,7 @@ class Pipeline:
             InvalidRequest: an id is outside the vocabulary.
             ModelNotFound: `model` is not served.
         """
-        self._check_model(model)
+        self.check_model(model)
         size = self.model.card.vocabulary_size
         for index, token_id in enumerate(token_ids):
             if token_id >= size:
@@ -227,21 +233,8 @@ class Pipeline:
             aborted.append(request_id)
         return aborted
 
-    def supported_fields(self) -> frozenset[str]:
-        """Returns the fields of GenerateRequest that a request may set now."""
-        return self._validator().supported_fields
-
-    def _check_open(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-
-    def _check_model(self, name: str) -> None:
-        served = self.model.card.name
-        if name and name != served:
-            raise ModelNotFound(f"model {name!r} is not served here; {served!r} is", metadata={"model": name})
-
-    def _validator(self) -> Validator:
-        """Returns the checks for the engines at hand.
+    def capabilities(self) -> "Capabilities":
+        """Returns what a request may ask for now.
 
         Raises:
             NotReady: no engine has been reached yet, so nobody knows what it can do.
@@ -251,12 +244,33 @@ class Pipeline:
             raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
         limits = self.model.limits
         context = min(limits.context_token_count, description.context_token_count)
-        limits = replace(
-            limits,
-            context_token_count=context,
-            prompt_token_count=min(limits.prompt_token_count, context - 1),
+        return Capabilities(
+            description=description,
+            limits=replace(
+                limits,
+                context_token_count=context,
+                prompt_token_count=min(limits.prompt_token_count, context - 1),
+            ),
+            supported_fields=description.supported_fields | ROUTER_FIELDS,
         )
-        return Validator(self.model.card, limits, description.supported_fields)
+
+    def _check_open(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
+    def check_model(self, name: str) -> None:
+        """Checks the name in a request; empty stands for the only model.
+
+        Raises:
+            ModelNotFound: no such model is served.
+        """
+        served = self.model.card.name
+        if name and name != served:
+            raise ModelNotFound(f"model {name!r} is not served here; {served!r} is", metadata={"model": name})
+
+    def _validator(self) -> Validator:
+        now = self.capabilities()
+        return Validator(self.model.card, now.limits, now.supported_fields)
 
     def _claim_id(self, wanted: str) -> str:
         request_id = wanted or self._new_request_id()
@@ -328,6 +342,15 @@ class Pipeline:
             return self.model.template.render(request.prompt), False
         assert isinstance(request.prompt, TextPrompt), "check() refuses a request without a prompt"
         return request.prompt.text, request.add_special_tokens is not False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a request may ask for, the engine's limits included."""
+
+    description: EngineDescription
+    limits: RequestLimits
+    supported_fields: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

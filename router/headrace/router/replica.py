@@ -52,6 +52,10 @@ class ReplicaStatus:
     state: ReplicaState
     detail: str
     """Why it is in this state, for a person."""
+    is_known: bool
+    """Whether its engine has been reached, now or before."""
+    is_connected: bool
+    """Whether its engine can take steps, draining or not."""
     restart_count: int
     """How often it was lost and came back."""
     stats: SchedulerStats
@@ -101,11 +105,6 @@ class Replica:
         return ReplicaState.STARTING if self.description is None else ReplicaState.LOST
 
     @property
-    def is_connected(self) -> bool:
-        """Whether its engine can take steps, draining or not."""
-        return self._loop is not None
-
-    @property
     def request_count(self) -> int:
         """Requests that have not ended."""
         return 0 if self._loop is None else self._loop.request_count
@@ -125,6 +124,8 @@ class Replica:
             addresses=self.addresses,
             state=self.state,
             detail=self._detail,
+            is_known=self.description is not None,
+            is_connected=self._loop is not None,
             restart_count=self.restart_count,
             stats=stats,
         )

@@ -63,6 +63,7 @@ class ReplicaSet:
         self._orphans: dict[int, Orphan] = {}
         self._homes: dict[int, Replica] = {}
         self._added_count = 0
+        self._probe_count = 0
         self._description: EngineDescription | None = None
         self._changed = asyncio.Event()
 
@@ -155,6 +156,18 @@ class ReplicaSet:
     def statuses(self) -> list[ReplicaStatus]:
         """Returns a snapshot of every replica, in the order they were added."""
         return [replica.status() for replica in self._replicas.values()]
+
+    def next_probed(self) -> str:
+        """Returns the id of each serving replica in turn.
+
+        Raises:
+            NotReady: no replica serves.
+        """
+        serving = self._serving()
+        if not serving:
+            raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
+        self._probe_count += 1
+        return serving[self._probe_count % len(serving)].id
 
     def flush_prefix_cache(self) -> int:
         """Forgets cached prefixes everywhere and returns how many blocks became free."""

@@ -1,0 +1,102 @@
+"""Converts what the router knows of its models and replicas to `headrace.v1`."""
+
+from collections.abc import Sequence
+
+from headrace.contract.engine import EngineDescription
+from headrace.contract.sampling import SamplingOptions
+from headrace.router.pipeline import ServedModel
+from headrace.router.replica import ReplicaState, ReplicaStatus
+from headrace.router.stats import SchedulerStats
+from headrace.router.validation import RequestLimits
+from headrace.services.convert_request import sampling_to_proto
+from headrace.v1 import router_service_pb2 as pb
+
+_STATES = {
+    ReplicaState.STARTING: pb.REPLICA_STATE_STARTING,
+    ReplicaState.SERVING: pb.REPLICA_STATE_SERVING,
+    ReplicaState.DRAINING: pb.REPLICA_STATE_DRAINING,
+    ReplicaState.LOST: pb.REPLICA_STATE_LOST,
+}
+
+
+def model_to_proto(
+    model: ServedModel,
+    limits: RequestLimits,
+    description: EngineDescription,
+    *,
+    supported_fields: Sequence[str],
+    message_size_bytes: int,
+) -> pb.Model:
+    """Returns a model as GetModel shows it.
+
+    Args:
+        model: What the router knows of it.
+        limits: The limits in force, the engine's included.
+        description: What the engine said of itself.
+        supported_fields: Fields of GenerateRequest that a request may set.
+        message_size_bytes: Largest message that the server receives.
+    """
+    card = model.card
+    defaults = card.default_sampling
+    return pb.Model(
+        name=card.name,
+        engine=description.engine,
+        architecture=description.architecture,
+        weight_type=description.weight_type,
+        limits=pb.ModelLimits(
+            context_token_count=limits.context_token_count,
+            prompt_token_count=limits.prompt_token_count,
+            vocabulary_size=card.vocabulary_size,
+            stop_sequence_count=limits.stop_sequence_count,
+            stop_sequence_size_bytes=limits.stop_sequence_size_bytes,
+            stop_token_count=limits.stop_token_count,
+            completion_count=limits.completion_count,
+            top_logprob_count=limits.top_logprob_count,
+            message_size_bytes=message_size_bytes,
+        ),
+        default_sampling=sampling_to_proto(
+            SamplingOptions(
+                temperature=defaults.temperature,
+                top_k=defaults.top_k,
+                top_p=defaults.top_p,
+                min_p=defaults.min_p,
+                typical_p=defaults.typical_p,
+                repetition_penalty=defaults.repetition_penalty,
+                frequency_penalty=defaults.frequency_penalty,
+                presence_penalty=defaults.presence_penalty,
+            )
+        ),
+        default_max_new_token_count=card.default_max_new_token_count,
+        supported_fields=sorted(supported_fields),
+        end_of_sequence_token_ids=card.end_of_sequence_token_ids,
+        has_chat_template=model.template is not None,
+    )
+
+
+def replica_to_proto(status: ReplicaStatus, model: str) -> pb.Replica:
+    """Returns a replica as ListReplicas shows it."""
+    return pb.Replica(
+        id=status.id,
+        addresses=status.addresses,
+        model=model if status.is_known else "",
+        state=_STATES[status.state],
+        detail=status.detail,
+        load=_load_to_proto(status.stats),
+        restart_count=status.restart_count,
+    )
+
+
+def _load_to_proto(stats: SchedulerStats) -> pb.ReplicaLoad:
+    return pb.ReplicaLoad(
+        waiting_count=stats.waiting_count,
+        running_count=stats.running_count,
+        leased_block_count=stats.leased_block_count,
+        cached_block_count=stats.cached_block_count,
+        total_block_count=stats.total_block_count,
+        step_count=stats.step_count,
+        computed_token_count=stats.computed_token_count,
+        generated_token_count=stats.generated_token_count,
+        cached_token_count=stats.cached_token_count,
+        preemption_count=stats.preemption_count,
+        row_count=stats.row_count,
+    )

@@ -1,0 +1,80 @@
+"""GenerateService over the router's pipeline."""
+
+from contextlib import aclosing
+
+import grpc.aio
+
+from headrace.contract.clock import Clock
+from headrace.contract.errors import InvalidRequest
+from headrace.contract.generation import GenerationEvent
+from headrace.router.pipeline import Pipeline
+from headrace.services.convert_event import event_to_proto, response_to_proto
+from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
+from headrace.services.stall_watch import StallWatch
+from headrace.v1 import generate_service_pb2 as pb
+from headrace.v1 import generate_service_pb2_grpc
+
+
+class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
+    """Converts and relays; every decision is the pipeline's."""
+
+    def __init__(self, pipeline: Pipeline, stall_watch: StallWatch, clock: Clock) -> None:
+        self._pipeline = pipeline
+        self._stall_watch = stall_watch
+        self._clock = clock
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+    ) -> pb.GenerateResponse:
+        """Returns whole completions."""
+        asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
+        events: list[GenerationEvent] = []
+        async with aclosing(self._pipeline.generate(asked)) as generation:
+            async for event in generation:
+                events.append(event)  # noqa: PERF401
+        return response_to_proto(events)
+
+    async def GenerateStream(  # type: ignore[override]  # noqa: N802
+        # The stubs know streaming handlers as generators only. This one writes by
+        # itself, so that a write that waits for the reader can be told from a wait for tokens.
+        self,
+        request: pb.GenerateRequest,
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateStreamResponse],
+    ) -> None:
+        """Streams completions as their tokens are sampled."""
+        asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
+        with self._stall_watch.guard() as guard:
+            async with aclosing(self._pipeline.generate(asked)) as generation:
+                async for event in generation:
+                    await guard.write(context.write(event_to_proto(event)))
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, _context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]
+    ) -> pb.TokenizeResponse:
+        """Returns the token ids of a prompt."""
+        prompt = tokenize_prompt_from_proto(request)
+        if prompt is None:
+            raise InvalidRequest.of("prompt", "one of text and chat must be set")
+        add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else None
+        tokenized = await self._pipeline.tokenize(prompt, model=request.model, add_special_tokens=add_special_tokens)
+        response = pb.TokenizeResponse(token_ids=tokenized.token_ids, text=tokenized.text)
+        if request.include_offsets:
+            response.spans.extend(pb.TextSpan(start=start, end=end) for start, end in tokenized.spans)
+        return response
+
+    async def Detokenize(  # noqa: N802
+        self,
+        request: pb.DetokenizeRequest,
+        _context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
+    ) -> pb.DetokenizeResponse:
+        """Returns the text of token ids."""
+        text = await self._pipeline.detokenize(
+            tuple(request.token_ids),
+            model=request.model,
+            include_special_tokens=request.include_special_tokens,
+        )
+        return pb.DetokenizeResponse(text=text)
+
+    def _deadline_s(self, remaining_s: float | None) -> float | None:
+        """Returns the caller's deadline as a moment on our clock."""
+        return None if remaining_s is None else self._clock.now() + remaining_s
