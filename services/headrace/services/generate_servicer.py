@@ -6,7 +6,7 @@ import grpc.aio
 
 from headrace.contract.clock import Clock
 from headrace.contract.errors import InvalidRequest
-from headrace.contract.generation import GenerationEvent
+from headrace.contract.generation import GenerationEvent, GenerationStarted
 from headrace.router.pipeline import Pipeline
 from headrace.services.convert_event import event_to_proto, response_to_proto
 from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
@@ -46,6 +46,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         with self._stall_watch.guard() as guard:
             async with aclosing(self._pipeline.generate(asked)) as generation:
                 async for event in generation:
+                    if isinstance(event, GenerationStarted):
+                        guard.call.rename(event.request_id)
                     await guard.write(context.write(event_to_proto(event)))
 
     async def Tokenize(  # noqa: N802

@@ -6,35 +6,26 @@ from contextlib import contextmanager
 
 from headrace.contract.clock import Clock
 from headrace.contract.errors import ReaderStalled
+from headrace.services.in_flight import Call, current_call
 
 
 class StallGuard:
     """Watches the writes of one call."""
 
-    __slots__ = ("_clock", "is_stalled", "task", "writing_since_s")
+    __slots__ = ("_clock", "call", "writing_since_s")
 
-    def __init__(self, clock: Clock, task: "asyncio.Task[object]") -> None:
-        self._clock = clock
-        self.task = task
+    def __init__(self, call: Call, clock: Clock) -> None:
+        self.call = call
         self.writing_since_s: float | None = None
         """When the write that is under way began."""
-        self.is_stalled = False
+        self._clock = clock
 
     async def write(self, written: Awaitable[None]) -> None:
-        """Waits for a message to be taken by the transport.
-
-        Raises:
-            ReaderStalled: it was not, for longer than the server waits.
-        """
+        """Waits for a message to be taken by the transport."""
         self.writing_since_s = self._clock.now()
-        try:
-            await written
-        except asyncio.CancelledError:
-            if self.is_stalled:
-                raise ReaderStalled("the stream was not read for too long") from None
-            raise
-        finally:
-            self.writing_since_s = None
+        await written
+        self.writing_since_s = None
+        self.call.message_count += 1
 
 
 class StallWatch:
@@ -52,10 +43,8 @@ class StallWatch:
 
     @contextmanager
     def guard(self) -> Iterator[StallGuard]:
-        """Watches the calling task's writes inside the block."""
-        task = asyncio.current_task()
-        assert task is not None, "a handler runs in a task"
-        guard = StallGuard(self._clock, task)
+        """Watches the writes of the current call inside the block."""
+        guard = StallGuard(current_call(), self._clock)
         self._guards.add(guard)
         try:
             yield guard
@@ -69,9 +58,8 @@ class StallWatch:
             self.look()
 
     def look(self) -> None:
-        """Cancels the calls that have been writing one message for longer than the timeout."""
+        """Ends the calls that have been writing one message for longer than the timeout."""
         too_old_s = self._clock.now() - self._timeout_s
         for guard in self._guards:
-            if guard.writing_since_s is not None and guard.writing_since_s < too_old_s and not guard.is_stalled:
-                guard.is_stalled = True
-                guard.task.cancel()
+            if guard.writing_since_s is not None and guard.writing_since_s <= too_old_s:
+                guard.call.end(ReaderStalled(f"the stream was not read for {self._timeout_s:g} s"))
