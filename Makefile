@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A line for each download and for the outcome; pip's dozens of others say nothing. Errors are on stderr.
-DOWNLOADS_ONLY := { grep --line-buffered -E '^ *(Downloading|Building|Successfully)' || true; }
+DOWNLOADS_ONLY := { grep --line-buffered -E '^ *(Downloading|Building wheel for|Successfully installed)' || true; }
 BUF_HOME := build/buf
 BUF := $(BUF_HOME)/node_modules/.bin/buf
 

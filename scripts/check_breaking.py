@@ -114,7 +114,7 @@ class Repository:
             # Done apart, because buf reports an error in the old files and a break by the same exit status.
             if subprocess.run([self.buf, "build", old], capture_output=True, check=False).returncode != 0:
                 raise StateInvalid(f"{before[:10]} does not compile, so it promises nothing")
-            command = [self.buf, "breaking", new, "--against", old]
+            command = [str(self.buf), "breaking", str(new), "--against", str(old)]
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
             if done.returncode not in {0, VIOLATIONS_FOUND}:
                 raise CheckFailed(f"buf breaking against {before[:10]}: {done.stderr.strip()}")
