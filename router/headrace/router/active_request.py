@@ -10,9 +10,10 @@ from headrace.contract.generation import (
     Usage,
     ValidRequest,
 )
-from headrace.contract.step import RowEnd
+from headrace.contract.step import RowEnd, RowLogprobs
 from headrace.router.admission import Permit
 from headrace.router.detokenizer import Detokenizer
+from headrace.router.logprob_writer import LogprobWriter
 from headrace.router.output_stream import OutputStream
 from headrace.router.scheduler import SequenceUpdate
 from headrace.router.sequence import Sequence
@@ -32,6 +33,7 @@ class ActiveRequest:
         "_first_token_s",
         "_generated_count",
         "_last_token_s",
+        "_logprobs",
         "_matcher",
         "_started_s",
         "_stop_token_id",
@@ -53,6 +55,11 @@ class ActiveRequest:
         stop = request.text_stop
         self._matcher = (
             StopMatcher(stop.stop_sequences, include=stop.include_stop_sequence) if stop.stop_sequences else None
+        )
+        self._logprobs = (
+            LogprobWriter(tokenizer, include_special_tokens=request.include_special_tokens)
+            if request.logprobs.sampled
+            else None
         )
         self._started_s: float | None = None
         self._first_token_s: float | None = None
@@ -95,9 +102,9 @@ class ActiveRequest:
             self._last_token_s = now_s
             if self._matcher is None:
                 self._generated_count += len(update.token_ids)
-                self.stream.put_tokens(self._detokenizer.push(update.token_ids), update.token_ids)
+                self._put(self._detokenizer.push(update.token_ids), update.token_ids, update.logprobs)
             else:
-                self._advance_matching(self._matcher, update.token_ids)
+                self._advance_matching(self._matcher, update)
         if self.has_ended:
             return
         if update.error is not None:
@@ -129,10 +136,11 @@ class ActiveRequest:
         """Ends the request with an error."""
         self.stream.fail(error)
 
-    def _advance_matching(self, matcher: StopMatcher, token_ids: tuple[int, ...]) -> None:
+    def _advance_matching(self, matcher: StopMatcher, update: SequenceUpdate) -> None:
         """Pushes token by token, so that nothing after the token that completed a stop sequence counts."""
+        token_ids = update.token_ids
         texts: list[str] = []
-        for position, token_id in enumerate(token_ids):
+        for count, token_id in enumerate(token_ids, start=1):
             self._generated_count += 1
             text = self._detokenizer.push((token_id,))
             if self._generated_count <= self.request.row_stop.min_new_token_count:
@@ -140,10 +148,16 @@ class ActiveRequest:
                 continue
             texts.append(matcher.push(text))
             if matcher.matched is not None:
-                self.stream.put_tokens("", token_ids[: position + 1])
+                self._put("", token_ids[:count], update.logprobs)
                 self._finish_matched(matcher.matched, "".join(texts))
                 return
-        self.stream.put_tokens("".join(texts), token_ids)
+        self._put("".join(texts), token_ids, update.logprobs)
+
+    def _put(self, text: str, token_ids: tuple[int, ...], reports: tuple[RowLogprobs, ...]) -> None:
+        if self._logprobs is None:
+            self.stream.put_tokens(text, token_ids)
+        else:
+            self.stream.put_tokens(text, token_ids, self._logprobs.write(token_ids, reports))
 
     def _finish_matched(self, stop_sequence: str, rest: str) -> None:
         self._close(
