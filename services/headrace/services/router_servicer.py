@@ -8,6 +8,7 @@ import grpc.aio
 from headrace.contract.errors import AdapterNotFound, FeatureUnsupported, InvalidRequest
 from headrace.router.pipeline import Pipeline
 from headrace.router.replica import ReplicaStatus
+from headrace.services.address import parse_address
 from headrace.services.convert_router import model_to_proto, replica_to_proto
 from headrace.services.duration import duration_to_proto
 from headrace.v1 import router_service_pb2 as pb
@@ -21,11 +22,9 @@ DEFAULT_INTERVAL_S = 1.0
 class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     """Reads and operates one pipeline and its replicas."""
 
-    def __init__(self, pipeline: Pipeline, *, message_size_bytes: int, closing: asyncio.Event) -> None:
+    def __init__(self, pipeline: Pipeline, *, message_size_bytes: int) -> None:
         self._pipeline = pipeline
         self._message_size_bytes = message_size_bytes
-        self._closing = closing
-        """Set when the server goes away, so that endless streams end."""
 
     async def ListModels(  # noqa: N802
         self, _request: pb.ListModelsRequest, _context: grpc.aio.ServicerContext[object, object]
@@ -53,8 +52,10 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         if not request.addresses:
             raise InvalidRequest.of("addresses", "must name the address of every rank, rank 0 first")
         for index, address in enumerate(request.addresses):
-            if not address.startswith("unix:") and not address.rpartition(":")[2].isdecimal():
-                raise InvalidRequest.of(f"addresses[{index}]", f"must be host:port or unix:PATH, is {address!r}")
+            try:
+                parse_address(address)
+            except ValueError as error:
+                raise InvalidRequest.of(f"addresses[{index}]", str(error)) from error
         return pb.AddReplicaResponse(replica=self._replica(self._pipeline.replicas.add(tuple(request.addresses))))
 
     async def DrainReplica(  # noqa: N802
@@ -79,7 +80,7 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     async def WatchLoad(  # noqa: N802
         self, request: pb.WatchLoadRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.WatchLoadResponse]:
-        """Streams the load until the caller or the server goes away."""
+        """Streams the load until the caller goes away; the server ends it when it stops."""
         interval_s = DEFAULT_INTERVAL_S
         if request.HasField("interval"):
             interval_s = request.interval.ToNanoseconds() / 1e9
@@ -87,13 +88,9 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
             raise InvalidRequest.of(
                 "interval", f"must be in [{SHORTEST_INTERVAL_S:g} s, {LONGEST_INTERVAL_S:g} s], is {interval_s:g} s"
             )
-        while not self._closing.is_set():
+        while True:
             yield pb.WatchLoadResponse(load=self._load())
-            try:
-                async with asyncio.timeout(interval_s):
-                    await self._closing.wait()
-            except TimeoutError:
-                continue
+            await asyncio.sleep(interval_s)
 
     async def Abort(  # noqa: N802
         self, request: pb.AbortRequest, _context: grpc.aio.ServicerContext[object, object]
