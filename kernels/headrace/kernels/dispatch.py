@@ -133,7 +133,8 @@ class Kernels(Protocol):
     ) -> torch.Tensor:
         """Returns causal attention over each row's blocks; the tokens of the step are in them already.
 
-        Query head h reads key-value head `h // (head / kv_head)`.
+        Query head h reads key-value head `h // (head / kv_head)`. What a block
+        holds past a row's context has no effect, not even a NaN.
 
         Args:
             query: [token, head, head_dim], contiguous.

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 
 from headrace.kernels.attention_batch import AttentionBatch
 
@@ -15,10 +15,12 @@ class RowGroup:
 
     token_indices: torch.Tensor
     """[row, query] int64: their tokens in the batch."""
-    block_indices: torch.Tensor
-    """[row * block] int64: their blocks, padded to the longest with any block."""
+    block_ids: torch.Tensor
+    """[row, block] int64: their blocks, padded to the longest row."""
     visible: torch.Tensor
-    """[1, row, query, block * block_size] bool: which keys each token attends to."""
+    """[row, 1, query, block * block_size] bool: which keys each token attends to."""
+    hidden: tuple[torch.Tensor, torch.Tensor]
+    """Indices (row, key) of the keys that lie past a row's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,9 @@ def group_rows(
         query_length = starts[row + 1] - starts[row]
         members[query_length, (-(-context // block_size)).bit_length()].append(row)
     groups = tuple(
-        _group(block_tables, query_starts, context_lengths, rows=rows, query_length=key[0], block_size=block_size)
+        _group(
+            block_tables[rows], query_starts[rows], context_lengths[rows], query_length=key[0], block_size=block_size
+        )
         for key, rows in members.items()
     )
     return GroupedAttentionBatch(
@@ -48,26 +52,20 @@ def group_rows(
 
 
 def _group(
-    block_tables: torch.Tensor,
-    query_starts: torch.Tensor,
-    context_lengths: torch.Tensor,
-    *,
-    rows: list[int],
-    query_length: int,
-    block_size: int,
+    block_tables: torch.Tensor, starts: torch.Tensor, contexts: torch.Tensor, *, query_length: int, block_size: int
 ) -> RowGroup:
-    index = torch.tensor(rows, device=block_tables.device)
-    contexts = context_lengths[index].to(torch.int64)
     block_count = -(-int(contexts.max()) // block_size)
-    block_indices = block_tables[index, :block_count].to(torch.int64)
-    used = torch.arange(block_count, device=index.device) * block_size < contexts[:, None]
-    query = torch.arange(query_length, device=index.device)
-    last_visible = (contexts - query_length)[:, None] + query
-    keys = torch.arange(block_count * block_size, device=index.device)
+    block_ids = block_tables[:, :block_count].to(torch.int64)
+    first_tokens = torch.arange(block_count, device=contexts.device) * block_size
+    queries = torch.arange(query_length, device=contexts.device)
+    keys = torch.arange(block_count * block_size, device=contexts.device)
+    last_visible = (contexts - query_length)[:, None] + queries
+    hidden_rows, hidden_keys = (keys >= contexts[:, None]).nonzero(as_tuple=True)
     return RowGroup(
-        token_indices=query_starts[index].to(torch.int64)[:, None] + query,
-        block_indices=torch.where(used, block_indices, 0).flatten(),
-        visible=(keys <= last_visible[:, :, None])[None],
+        token_indices=starts.to(torch.int64)[:, None] + queries,
+        block_ids=torch.where(first_tokens < contexts[:, None], block_ids, 0),
+        visible=(keys <= last_visible[:, :, None])[:, None],
+        hidden=(hidden_rows, hidden_keys),
     )
 
 
@@ -82,32 +80,36 @@ def attend(
     """Returns [token, head, head_dim]."""
     output = torch.empty_like(query)
     for group in batch.groups:
-        output[group.token_indices] = _attend_group(query[group.token_indices], key_cache, value_cache, group, scale)
+        keys, values = _gather(key_cache, group), _gather(value_cache, group)
+        output[group.token_indices] = _attend_group(query[group.token_indices], keys, values, group.visible, scale)
     return output
 
 
 def _attend_group(
-    query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, group: RowGroup, scale: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Takes and returns [row, query, head, head_dim]."""
+    """Takes and returns [row, query, head, head_dim]; keys and values are [row, kv_head, key, head_dim]."""
     row_count, query_length, head_count, head_dim = query.shape
-    kv_head_count = key_cache.shape[1]
-    keys = _gather(key_cache, group.block_indices, row_count)
-    values = _gather(value_cache, group.block_indices, row_count)
-    grouped = query.view(row_count, query_length, kv_head_count, head_count // kv_head_count, head_dim)
     if query_length == 1:
-        # The query heads of one key-value head read the same keys: they take the place of the query tokens.
-        stacked = grouped.squeeze(1).transpose(0, 1)
-        result = scaled_dot_product_attention(stacked, keys, values, attn_mask=group.visible, scale=scale)
-        return result.transpose(0, 1).reshape(query.shape)
-    results = [
-        scaled_dot_product_attention(part.permute(2, 0, 1, 3), keys, values, attn_mask=group.visible, scale=scale)
-        for part in grouped.unbind(3)
-    ]
-    return torch.stack(results, dim=3).permute(1, 2, 0, 3, 4).reshape(query.shape)
+        # The query heads of a key-value head read the same keys, so they can stand where query tokens would.
+        folded = query.view(row_count, keys.shape[1], head_count // keys.shape[1], head_dim)
+        result = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=visible, scale=scale)
+        return result.reshape(query.shape)
+    result = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), keys, values, attn_mask=visible, scale=scale, enable_gqa=True
+    )
+    return result.transpose(1, 2)
 
 
-def _gather(cache: torch.Tensor, block_indices: torch.Tensor, row_count: int) -> torch.Tensor:
-    """Returns [kv_head, row, key, head_dim]."""
-    blocks = cache.transpose(0, 1).index_select(1, block_indices)
-    return blocks.view(blocks.shape[0], row_count, -1, blocks.shape[3])
+def _gather(cache: torch.Tensor, group: RowGroup) -> torch.Tensor:
+    """Returns [row, kv_head, key, head_dim], zero where the group hides it."""
+    _, head_count, block_size, head_dim = cache.shape
+    heads = torch.arange(head_count, device=cache.device)
+    runs = group.block_ids[:, None, :] * head_count + heads[:, None]
+    # `embedding` copies long rows of a two-dimensional tensor several times faster than indexing does.
+    gathered = functional.embedding(runs, cache.view(-1, block_size * head_dim))
+    gathered = gathered.view(runs.shape[0], head_count, -1, head_dim)
+    # A mask cannot hide a NaN that somebody left there: it has to go.
+    rows, keys = group.hidden
+    gathered[rows, :, keys] = 0
+    return gathered
