@@ -7,6 +7,7 @@ is refused here. Every other check belongs to the router.
 import json
 
 from google.protobuf import struct_pb2
+
 from headrace.contract.errors import InvalidRequest
 from headrace.contract.generation import (
     ChatMessage,

@@ -1,0 +1,150 @@
+"""A gRPC server with what every one of ours has: limits, interceptors, health, reflection and an orderly end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from headrace.contract.clock import Clock
+from headrace.contract.errors import Draining, StartupError
+from headrace.services.address import (
+    Address,
+    TcpAddress,
+    UnixAddress,
+    clear_for_listening,
+    explain_bind_failure,
+)
+from headrace.services.channel_options import ServerLimits, server_options
+from headrace.services.in_flight import InFlightCalls
+from headrace.services.interceptors import CallInterceptor
+from headrace.services.log import Event, logger
+
+_END_GRACE_S = 1.0
+"""How long calls that the server ends may take to say so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainTimes:
+    """How long a server takes to go away."""
+
+    propagation_s: float
+    """How long late calls are still served after health says NOT_SERVING, while load balancers learn of it."""
+    timeout_s: float
+    """How long running calls may go on after new ones are refused."""
+
+
+class GrpcServer:
+    """One server of this process. Create it on the event loop that runs it.
+
+    Call `add` for each service, then `start`, then `set_serving`; end with `drain` or `stop`.
+    """
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        *,
+        allows_remote_plaintext: bool = False,
+        credentials: grpc.ServerCredentials | None = None,
+        has_reflection: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        self.calls = InFlightCalls()
+        """The calls being answered."""
+        self._allows_remote_plaintext = allows_remote_plaintext
+        self._credentials = credentials
+        self._has_reflection = has_reflection
+        self._service_names: list[str] = []
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor(self.calls, clock=clock)], options=server_options(limits)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def add(self, service: ServiceDescriptor, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Adds a service; `register` is given the server, for the generated `add_..._to_server`."""
+        self._service_names.append(service.full_name)
+        register(self._server)
+
+    async def start(self, addresses: Sequence[Address]) -> tuple[str, ...]:
+        """Listens, with every service NOT_SERVING, and returns the addresses with the ports that were chosen.
+
+        Raises:
+            StartupError: an address is taken, not of this machine, or open to others without encryption.
+        """
+        await self.set_serving(is_serving=False)
+        if self._has_reflection:
+            names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._server)
+        bound = tuple(self._bind(address) for address in addresses)
+        await self._server.start()
+        logger().info(Event.SERVER_STARTED, addresses=bound)
+        return bound
+
+    async def set_serving(self, *, is_serving: bool) -> None:
+        """Tells health checks, per service and overall, whether to send calls here. Without effect in a drain."""
+        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._service_names):
+            await self._health.set(name, status)
+
+    async def drain(self, times: DrainTimes, *, refuse: Callable[[], None], hurry: asyncio.Event) -> None:
+        """Goes away without failing an accepted call.
+
+        Health says NOT_SERVING first; calls are served as before for the
+        propagation time; then `refuse` makes the application refuse new ones
+        with UNAVAILABLE, and the running ones may end. What is left then is
+        ended with UNAVAILABLE, or ABORTED if it has sent messages. `hurry` cuts
+        all waiting short.
+        """
+        logger().info(Event.DRAIN_STARTED, in_flight_count=self.calls.count)
+        await self._health.enter_graceful_shutdown()
+        await _first_of(hurry.wait(), timeout_s=times.propagation_s)
+        refuse()
+        logger().info(Event.NEW_CALLS_REFUSED, in_flight_count=self.calls.count)
+        await _first_of(self.calls.wait_idle(), hurry.wait(), timeout_s=times.timeout_s)
+        logger().info(Event.DRAIN_ENDED, in_flight_count=self.calls.count)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends every call and closes the addresses. Safe to repeat."""
+        self.calls.end_all(Draining("the server stopped before the call had ended", retry_after_s=1.0))
+        await _first_of(self.calls.wait_idle(), timeout_s=_END_GRACE_S)
+        # Watches last: their callers learn from them that the server goes.
+        self.calls.end_observers(Draining("the server stopped", retry_after_s=1.0))
+        await _first_of(self.calls.wait_idle(with_observers=True), timeout_s=_END_GRACE_S)
+        await self._server.stop(grace=None)
+        logger().info(Event.SERVER_STOPPED)
+
+    def _bind(self, address: Address) -> str:
+        if not (address.is_local or self._allows_remote_plaintext or self._credentials):
+            raise StartupError(
+                f"refusing to listen on {address}: other machines reach it and the connection is not encrypted; "
+                "listen on 127.0.0.1 or a unix socket, or accept that with --insecure"
+            )
+        clear_for_listening(address)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(str(address))
+            else:
+                port = self._server.add_secure_port(str(address), self._credentials)
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {address}: {explain_bind_failure(address)}") from error
+        match address:
+            case TcpAddress(host=host):
+                return str(TcpAddress(host, port))
+            case UnixAddress():
+                return str(address)
+
+
+async def _first_of(*awaitables: Awaitable[object], timeout_s: float) -> None:
+    """Waits until one is done or the time is over, and cancels the others."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

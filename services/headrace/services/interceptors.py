@@ -1,0 +1,187 @@
+"""What happens around every call: its id, its log line, the status of its errors, and the note that it is running."""
+
+import asyncio
+import inspect
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, cast
+
+import grpc
+from grpc.aio import ServicerContext
+
+from headrace.contract.clock import Clock, MonotonicClock
+from headrace.contract.errors import HeadraceError
+from headrace.services.in_flight import Call, InFlightCalls
+from headrace.services.log import Event, bind_request, logger
+from headrace.services.status import CallStatus, internal_status, status_of
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata in which a client names its request."""
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+_OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$")
+
+# The edge to grpc: requests and responses are whatever the method's messages are.
+_Context = ServicerContext[Any, Any]
+_Handler = grpc.RpcMethodHandler[Any, Any]
+_Behaviour = Callable[[Any, _Context], Any]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler of a server.
+
+    A handler raises errors of the contract and never calls `context.abort`.
+    Anything else that it raises is a bug: logged here, and told to the caller as
+    INTERNAL with a fixed text.
+    """
+
+    def __init__(self, calls: InFlightCalls, *, clock: Clock | None = None) -> None:
+        self._calls = calls
+        self._clock = clock or MonotonicClock()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Returns the wrapped handler; None for a method that does not exist."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            wrapped = self._wrap_stream(method, cast("_Behaviour", behaviour))
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+        else:
+            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            wrapped = self._wrap_unary(method, cast("_Behaviour", behaviour))
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_unary(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+        async def unary(request: object, context: _Context) -> object:
+            async with _Guard(self._calls, self._clock, method, context):
+                return await behaviour(request, context)
+
+        return unary
+
+    def _wrap_stream(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+        async def write_all(request: object, context: _Context) -> None:
+            async with _Guard(self._calls, self._clock, method, context) as call:
+                responses: AsyncIterator[object] = behaviour(request, context)
+                # Closed here and now when the call is cancelled, not by the garbage collector.
+                async with aclosing(responses):  # type: ignore[type-var]  # a generator has aclose
+                    async for response in responses:
+                        await context.write(response)
+                        call.message_count += 1
+
+        async def write_itself(request: object, context: _Context) -> None:
+            async with _Guard(self._calls, self._clock, method, context):
+                await behaviour(request, context)
+
+        return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
+
+
+class _Guard:
+    """The frame around one handler."""
+
+    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_method", "_started_s")
+
+    def __init__(self, calls: InFlightCalls, clock: Clock, method: str, context: _Context) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._method = method
+        self._context = context
+        self._code = grpc.StatusCode.OK
+        self._started_s = clock.now()
+
+    async def __aenter__(self) -> Call:
+        task = asyncio.current_task()
+        assert task is not None
+        self._call = Call(
+            method=self._method,
+            request_id=_request_id(self._context),
+            is_observer=_OBSERVERS.match(self._method) is not None,
+            task=task,
+        )
+        bind_request(self._call.request_id)
+        self._calls.enter(self._call)
+        return self._call
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                await self._end_with(error)
+        finally:
+            # Last, so that whoever waits for idle calls finds the status sent.
+            self._log_end()
+            self._calls.leave(self._call)
+
+    async def _end_with(self, error: BaseException) -> None:
+        """Sends the status of an error, or lets it pass where gRPC itself knows what to do."""
+        match error:
+            case asyncio.CancelledError() if self._call.ended_by is not None:
+                self._call.task.uncancel()
+                await self._abort_for(self._call.ended_by)
+            case asyncio.CancelledError():
+                remaining_s: float | None = self._context.time_remaining()
+                is_expired = remaining_s is not None and remaining_s <= 0
+                self._code = grpc.StatusCode.DEADLINE_EXCEEDED if is_expired else grpc.StatusCode.CANCELLED
+            case HeadraceError():
+                await self._abort_for(error)
+            case grpc.aio.UsageError():
+                await self._abort_for_bug(error)
+            case grpc.aio.BaseError():
+                # The caller is gone, or the status was sent: there is nobody to tell.
+                self._code = grpc.StatusCode.CANCELLED
+            case Exception():
+                await self._abort_for_bug(error)
+            case _:
+                self._code = grpc.StatusCode.UNKNOWN
+
+    async def _abort_for(self, error: HeadraceError) -> None:
+        status = status_of(error, request_id=self._call.request_id, messages_sent=self._call.message_count > 0)
+        if status.code is grpc.StatusCode.INTERNAL:
+            logger().error(Event.CALL_CRASHED, method=self._method, reason=error.reason, exc_info=error)
+        await self._abort(status)
+
+    async def _abort_for_bug(self, error: Exception) -> None:
+        logger().error(Event.CALL_CRASHED, method=self._method, exc_info=error)
+        await self._abort(internal_status(request_id=self._call.request_id))
+
+    async def _abort(self, status: CallStatus) -> None:
+        self._code = status.code
+        await self._context.abort(status.code, status.message, status.trailers)
+
+    def _log_end(self) -> None:
+        write = logger().debug if self._call.is_observer else logger().info
+        write(
+            Event.CALL_ENDED,
+            method=self._method,
+            code=self._code.name,
+            duration_s=round(self._clock.now() - self._started_s, 6),
+            message_count=self._call.message_count,
+        )
+
+
+def _request_id(context: _Context) -> str:
+    """Returns the id that the client chose, if it is one, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex

@@ -1,0 +1,204 @@
+"""Sets up logging, and holds the vocabulary: every event that a process may log and every key it may carry."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TextIO, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Event(StrEnum):
+    """What a log line is about. `EVENT_TEXTS` explains each."""
+
+    CALL_CRASHED = "call_crashed"
+    CALL_ENDED = "call_ended"
+    DRAIN_ENDED = "drain_ended"
+    DRAIN_STARTED = "drain_started"
+    ENGINE_FAILED = "engine_failed"
+    ENGINE_PROGRESSED = "engine_progressed"
+    ENGINE_READY = "engine_ready"
+    LIBRARY_REPORTED = "library_reported"
+    NEW_CALLS_REFUSED = "new_calls_refused"
+    PARENT_LOST = "parent_lost"
+    PLAN_REJECTED = "plan_rejected"
+    REPLICA_LOST = "replica_lost"
+    REPLICA_REFUSED = "replica_refused"
+    REPLICA_SERVING = "replica_serving"
+    REPLICA_START_FAILED = "replica_start_failed"
+    REQUEST_REPLAYED = "request_replayed"
+    ROW_FAILED = "row_failed"
+    SERVER_STARTED = "server_started"
+    SERVER_STOPPED = "server_stopped"
+    SHARD_EXITED = "shard_exited"
+    SHARD_STARTED = "shard_started"
+    STEP_STREAM_ENDED = "step_stream_ended"
+    STEP_STREAM_OPENED = "step_stream_opened"
+    STEP_STREAM_TAKEN_OVER = "step_stream_taken_over"
+
+
+EVENT_TEXTS: Mapping[Event, str] = {
+    Event.CALL_CRASHED: "A call met a bug; the line holds the traceback that its caller does not get.",
+    Event.CALL_ENDED: "A call ended, well or not. Health checks, reflection and watches are logged at `debug`.",
+    Event.DRAIN_ENDED: "The server has no calls left, or has ended the ones that took too long.",
+    Event.DRAIN_STARTED: "The server was told to stop: health says NOT_SERVING, late calls are still served.",
+    Event.ENGINE_FAILED: "The engine cannot start.",
+    Event.ENGINE_PROGRESSED: "What the engine is doing while it starts.",
+    Event.ENGINE_READY: "The engine takes steps.",
+    Event.LIBRARY_REPORTED: "A library wrote to Python's own logging.",
+    Event.NEW_CALLS_REFUSED: "The drain refuses new calls from now on.",
+    Event.PARENT_LOST: "The supervisor is gone, so the shard ends too.",
+    Event.PLAN_REJECTED: "A shard refused a step plan: a bug, or router and shard are of different versions.",
+    Event.REPLICA_LOST: "A replica was lost; its requests go on elsewhere or wait for it.",
+    Event.REPLICA_REFUSED: "A model server runs another model than the router speaks for.",
+    Event.REPLICA_SERVING: "A replica takes requests.",
+    Event.REPLICA_START_FAILED: "A model server says that it can never start.",
+    Event.REQUEST_REPLAYED: "A request of a lost replica goes on at another one, or at the restarted one.",
+    Event.ROW_FAILED: "The engine failed on one request; the others are not affected.",
+    Event.SERVER_STARTED: "The server listens.",
+    Event.SERVER_STOPPED: "The server has closed its addresses.",
+    Event.SHARD_EXITED: "A shard process ended. `restart_in_s` says when the next one starts.",
+    Event.SHARD_STARTED: "A shard process was started.",
+    Event.STEP_STREAM_ENDED: "A router gave the shard up.",
+    Event.STEP_STREAM_OPENED: "A router took the shard, with an empty batch.",
+    Event.STEP_STREAM_TAKEN_OVER: "Another router took the shard over.",
+}
+
+KEY_TEXTS: Mapping[str, str] = {
+    "address": "Where a server listens or a shard is reached.",
+    "addresses": "Where the ranks of a replica are reached, or a server listens.",
+    "code": "Status of a call, as gRPC names it.",
+    "detail": "What happened, for a person. Never a prompt, a completion or a secret.",
+    "duration_s": "How long it took, in seconds.",
+    "event": "Name of the event.",
+    "exception": "The traceback of a bug.",
+    "exit_code": "Exit status of a process; negative is the signal that ended it.",
+    "generated_token_count": "Tokens generated so far.",
+    "in_flight_count": "Calls that have not ended.",
+    "instance_id": "Changes with every start of a shard.",
+    "level": "Severity.",
+    "library": "Name of a library's logger.",
+    "message_count": "Messages sent in a response stream.",
+    "method": "Full name of a gRPC method.",
+    "pid": "Id of a process.",
+    "reason": "Constant reason of an error, as in `google.rpc.ErrorInfo`.",
+    "replica_id": "Id of a replica.",
+    "request_count": "Requests concerned.",
+    "request_id": "Id of a request, from `x-request-id` or chosen by the server.",
+    "restart_in_s": "When a process is started again, in seconds from now.",
+    "sequence_id": "Id of a sequence within the router.",
+    "shard": "Number of a supervised shard, from 0.",
+    "step_id": "Number of a step.",
+    "timestamp": "Moment in UTC, ISO 8601.",
+}
+
+
+def logger() -> FilteringBoundLogger:
+    """Returns the logger. What `bind_request` bound in this task travels with every line."""
+    return cast("FilteringBoundLogger", structlog.get_logger())
+
+
+def bind_request(request_id: str) -> None:
+    """Adds a request's id to every further line of this task and of tasks started by it."""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def report(event: str, /, **fields: object) -> None:
+    """Logs what the router reports. Losses are warnings, the rest is information."""
+    known = Event(event)
+    if known in _WARNINGS:
+        logger().warning(known, **fields)
+    else:
+        logger().info(known, **fields)
+
+
+_WARNINGS = {
+    Event.PLAN_REJECTED,
+    Event.REPLICA_LOST,
+    Event.REPLICA_REFUSED,
+    Event.REPLICA_START_FAILED,
+    Event.ROW_FAILED,
+}
+
+
+def configure(*, level: LogLevel, style: LogFormat, stream: TextIO = sys.stderr) -> None:
+    """Sends every line, those of libraries included, to a stream.
+
+    `LogFormat.AUTO` is readable on a terminal and JSON elsewhere.
+    """
+    is_console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
+    renderers: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        if is_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level.value),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_LibraryHandler()]
+    root.setLevel(logging.WARNING)
+
+
+class _LibraryHandler(logging.Handler):
+    """Passes the lines of libraries on, as events of one name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Logs a record; never raises."""
+        write = logger().error if record.levelno >= logging.ERROR else logger().warning
+        write(
+            Event.LIBRARY_REPORTED,
+            library=record.name,
+            detail=record.getMessage(),
+            exc_info=record.exc_info or None,
+        )
+
+
+def reference() -> str:
+    """Returns docs/logs.md: the vocabulary as tables."""
+    lines = [
+        "# Log events",
+        "",
+        "Every line of the log is one of these events with some of these keys. Prompts, completions, tokens and",
+        "secrets are never logged. `headrace` writes JSON unless standard error is a terminal; `--log-format` decides",
+        "otherwise. This page is generated from `services/headrace/services/log.py`.",
+        "",
+        "| event | meaning |",
+        "|---|---|",
+        *(f"| `{event.value}` | {EVENT_TEXTS[event]} |" for event in Event),
+        "",
+        "## Keys",
+        "",
+        "| key | meaning |",
+        "|---|---|",
+        *(f"| `{key}` | {text} |" for key, text in KEY_TEXTS.items()),
+        "",
+    ]
+    return "\n".join(lines)

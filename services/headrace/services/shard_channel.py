@@ -1,0 +1,129 @@
+"""A shard as an engine: sends plans over the Step stream and matches the answers to them."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+import grpc
+
+from headrace.contract.engine import EngineDescription
+from headrace.contract.errors import PlanRejected, ShardLost
+from headrace.contract.step import StepPlan, StepResult
+from headrace.internal.v1 import shard_service_pb2 as pb
+from headrace.services.convert_step import plan_to_proto, result_from_proto
+
+StepCall = grpc.aio.StreamStreamCall[pb.StepRequest, pb.StepResponse]
+
+
+class Outbox(AsyncIterator[pb.StepRequest]):
+    """The plans that gRPC has not taken yet, in the order of the calls.
+
+    An iterator of its own, not a generator: gRPC drops it half-way when the
+    stream breaks, and a generator would then wait for the garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self._requests: asyncio.Queue[pb.StepRequest] = asyncio.Queue()
+
+    def put(self, request: pb.StepRequest) -> None:
+        """Adds a plan. Bounded by the steps in flight, which the caller keeps."""
+        self._requests.put_nowait(request)
+
+    async def __anext__(self) -> pb.StepRequest:
+        return await self._requests.get()
+
+
+class ShardChannel:
+    """A `StepEngine` behind an open Step stream. `ShardConnector` makes them."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        description: EngineDescription,
+        channel: grpc.aio.Channel,
+        call: StepCall,
+        outbox: Outbox,
+    ) -> None:
+        self._address = address
+        self._description = description
+        self._channel = channel
+        self._call = call
+        self._outbox = outbox
+        self._unanswered: deque[tuple[int, asyncio.Future[StepResult]]] = deque()
+        self._lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(), name=f"steps of {address}")
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the engine is."""
+        return self._description
+
+    def step(self, plan: StepPlan) -> asyncio.Future[StepResult]:
+        """Sends a plan and returns its result as a future.
+
+        Raises (from the future):
+            ShardLost: the stream broke; so did every unanswered step.
+            PlanRejected: the shard says that the plan broke the contract.
+        """
+        future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        # Whoever gives the engine up leaves futures behind that nobody awaits.
+        future.add_done_callback(_retrieve)
+        if self._lost.done():
+            future.set_exception(self._lost.result())
+        else:
+            self._unanswered.append((plan.step_id, future))
+            self._outbox.put(plan_to_proto(plan))
+        return future
+
+    async def wait_lost(self) -> ShardLost:
+        """Waits until the shard is gone, busy or idle, and returns why."""
+        return await asyncio.shield(self._lost)
+
+    async def aclose(self) -> None:
+        """Gives the shard up. Unanswered steps fail with ShardLost. Safe to repeat."""
+        self._lose(ShardLost(f"the connection to the shard at {self._address} was closed"))
+        self._call.cancel()
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        await self._channel.close()
+
+    async def _read(self) -> None:
+        try:
+            async for response in self._call:
+                self._resolve(result_from_proto(response))
+            self._lose(ShardLost(f"the shard at {self._address} ended the stream"))
+        except grpc.aio.AioRpcError as error:
+            self._fail(error)
+        except ValueError as error:
+            self._lose(ShardLost(f"the shard at {self._address} cannot be understood: {error}"))
+
+    def _resolve(self, result: StepResult) -> None:
+        if not self._unanswered or self._unanswered[0][0] != result.step_id:
+            expected = self._unanswered[0][0] if self._unanswered else "nothing"
+            raise ValueError(f"it answered step {result.step_id} when {expected} was awaited")
+        _, future = self._unanswered.popleft()
+        if not future.done():
+            future.set_result(result)
+
+    def _fail(self, error: grpc.aio.AioRpcError) -> None:
+        message = f"the shard at {self._address} was lost: {error.code().name}: {error.details()}"
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT and self._unanswered:
+            # Answers come in order, so it is the oldest plan that was refused.
+            _, future = self._unanswered.popleft()
+            if not future.done():
+                future.set_exception(PlanRejected(f"the shard at {self._address} refused a plan: {error.details()}"))
+        self._lose(ShardLost(message))
+
+    def _lose(self, lost: ShardLost) -> None:
+        if not self._lost.done():
+            self._lost.set_result(lost)
+        while self._unanswered:
+            _, future = self._unanswered.popleft()
+            if not future.done():
+                future.set_exception(lost)
+
+
+def _retrieve(future: asyncio.Future[StepResult]) -> None:
+    if not future.cancelled():
+        future.exception()

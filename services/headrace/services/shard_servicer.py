@@ -1,0 +1,130 @@
+"""ShardService: feeds the plans of one router at a time to the worker, and says how far the shard is."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from headrace.contract.errors import InvalidRequest, NotReady, PlanRejected, ShardLost
+from headrace.contract.step import StepResult
+from headrace.internal.v1 import shard_service_pb2 as pb
+from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceServicer
+from headrace.services.convert_step import description_to_proto, plan_from_proto, result_to_proto
+from headrace.services.in_flight import Call, current_call
+from headrace.services.log import Event, logger
+from headrace.shard.worker import Worker
+
+_Steps = asyncio.Queue[asyncio.Future[StepResult] | None]
+"""Answers in the order of the plans; None once no plan will follow."""
+
+
+class ShardServicer(ShardServiceServicer):
+    """Starts in the state STARTING; `serve` or `fail` ends it."""
+
+    def __init__(self, *, instance_id: str) -> None:
+        self._instance_id = instance_id
+        self._state = pb.SHARD_STATE_STARTING
+        self._detail = "starting"
+        self._worker: Worker | None = None
+        self._holder: Call | None = None
+
+    def note_progress(self, detail: str) -> None:
+        """Tells routers what the shard is doing while it starts."""
+        self._detail = detail
+
+    def serve(self, worker: Worker) -> None:
+        """Takes steps from now on. The worker stays the caller's to close, after the server has stopped."""
+        self._worker = worker
+        self._state = pb.SHARD_STATE_SERVING
+        self._detail = "serving"
+
+    def fail(self, detail: str) -> None:
+        """Tells routers that the shard can never start, and why."""
+        self._state = pb.SHARD_STATE_FAILED
+        self._detail = detail
+
+    async def Describe(  # noqa: N802  # the method's name in the contract
+        self, _request: pb.DescribeRequest, _context: ServicerContext[Any, Any]
+    ) -> pb.DescribeResponse:
+        """Returns what the shard runs and how far it is in starting."""
+        worker = self._worker
+        return pb.DescribeResponse(
+            state=self._state,
+            detail=self._detail,
+            instance_id=self._instance_id,
+            engine=None if worker is None else description_to_proto(worker.description),
+            rank=0,
+            rank_count=1,
+        )
+
+    async def Step(  # noqa: N802  # the method's name in the contract
+        self, request_iterator: AsyncIterable[pb.StepRequest], context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.StepResponse]:
+        """Executes steps in order. A newer stream ends this one with ABORTED.
+
+        The initial metadata tells the caller that the batch is empty and its own.
+
+        Raises:
+            NotReady: the engine has not started.
+            InvalidRequest: a plan broke the contract.
+        """
+        worker = self._worker
+        if worker is None:
+            raise NotReady(f"the shard is not ready: {self._detail}", retry_after_s=1.0)
+        call = current_call()
+        self._take_over(call)
+        steps: _Steps = asyncio.Queue(maxsize=worker.description.steps_in_flight)
+        try:
+            await asyncio.wrap_future(worker.reset())
+            await context.send_initial_metadata(())
+            reader = asyncio.create_task(self._read(request_iterator, worker, call, steps))
+            try:
+                while (step := await steps.get()) is not None:
+                    yield result_to_proto(await _accepted(step))
+            finally:
+                reader.cancel()
+        finally:
+            if self._holder is call:
+                self._holder = None
+                worker.reset()
+            logger().info(Event.STEP_STREAM_ENDED)
+
+    def _take_over(self, call: Call) -> None:
+        previous, self._holder = self._holder, call
+        if previous is not None:
+            previous.end(ShardLost("another router took the shard over", tokens_sent=True))
+            logger().warning(Event.STEP_STREAM_TAKEN_OVER)
+        logger().info(Event.STEP_STREAM_OPENED)
+
+    async def _read(self, requests: AsyncIterable[pb.StepRequest], worker: Worker, call: Call, steps: _Steps) -> None:
+        async for request in requests:
+            # Checked with no await before the submission: a stream that was taken
+            # over must not slip a plan into its successor's batch.
+            if self._holder is not call:
+                return
+            await steps.put(_submit(worker, request))
+        await steps.put(None)
+
+
+def _submit(worker: Worker, request: pb.StepRequest) -> asyncio.Future[StepResult]:
+    try:
+        step = asyncio.wrap_future(worker.submit(plan_from_proto(request)))
+    except ValueError as error:
+        step = asyncio.get_running_loop().create_future()
+        step.set_exception(PlanRejected(str(error)))
+    # A stream that ends leaves steps behind that nobody awaits; their failure is no news.
+    step.add_done_callback(_retrieve)
+    return step
+
+
+def _retrieve(step: asyncio.Future[StepResult]) -> None:
+    if not step.cancelled():
+        step.exception()
+
+
+async def _accepted(step: asyncio.Future[StepResult]) -> StepResult:
+    try:
+        return await step
+    except PlanRejected as error:
+        raise InvalidRequest.of("step_request", error.message) from error
