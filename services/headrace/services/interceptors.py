@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 from grpc.aio import ServicerContext
@@ -27,7 +27,7 @@ _OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.Rou
 
 # The edge to grpc: requests and responses are whatever the method's messages are.
 _Context = ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behaviour = Callable[[Any, _Context], Any]
 
 
@@ -45,9 +45,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> "_Handler | None":
         """Returns the wrapped handler; None for a method that does not exist."""
         handler = await continuation(handler_call_details)
         if handler is None:

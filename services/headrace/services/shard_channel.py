@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import grpc
 
@@ -12,7 +13,7 @@ from headrace.contract.step import StepPlan, StepResult
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.services.convert_step import plan_to_proto, result_from_proto
 
-StepCall = grpc.aio.StreamStreamCall[pb.StepRequest, pb.StepResponse]
+StepCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.StepRequest, pb.StepResponse]"
 
 
 class Outbox(AsyncIterator[pb.StepRequest]):
