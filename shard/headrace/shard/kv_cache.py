@@ -1,0 +1,102 @@
+"""Sizes the KV cache by an explained budget, and allocates it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from headrace.contract.errors import StartupError
+from headrace.shard.models.config import ModelConfig
+
+_AUTOMATIC_SHARE = 0.5
+"""Share of the memory that is left after loading. The rest is for activations and for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """One layer's keys and values."""
+
+    keys: torch.Tensor
+    """[block, kv_head, block_size, head_dim]"""
+    values: torch.Tensor
+    """[block, kv_head, block_size, head_dim]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvBudget:
+    """How many blocks there are, and why."""
+
+    block_count: int
+    block_size: int
+    """In tokens."""
+    block_size_bytes: int
+    reason: str
+
+    def explain(self) -> str:
+        """Returns one line for a person."""
+        token_count = self.block_count * self.block_size
+        return (
+            f"KV cache: {self.block_count} blocks of {self.block_size} tokens = {token_count} tokens,"
+            f" {_mebibytes(self.block_count * self.block_size_bytes)} ({self.reason})"
+        )
+
+
+def plan_budget(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    block_count: int,
+    memory_bytes: int,
+    available_bytes: int,
+    most_token_count: int,
+) -> KvBudget:
+    """Decides how many blocks there are.
+
+    Args:
+        config: The model.
+        dtype: Of keys and values.
+        block_size: Tokens per block.
+        block_count: Blocks as asked for; 0 decides by memory.
+        memory_bytes: Memory as asked for; 0 takes a share of what is available.
+        available_bytes: Memory that is left after loading.
+        most_token_count: Tokens beyond which more blocks could never be used.
+
+    Raises:
+        StartupError: the cache would not hold a single sequence of one block, or not fit.
+    """
+    block_bytes = 2 * config.layer_count * config.kv_head_count * block_size * config.head_dim * dtype.itemsize
+    if block_count:
+        reason = "as block_count says"
+    elif memory_bytes:
+        block_count = memory_bytes // block_bytes
+        reason = f"as kv_memory_bytes says, {_mebibytes(memory_bytes)}"
+    else:
+        block_count = int(available_bytes * _AUTOMATIC_SHARE) // block_bytes
+        reason = f"{_AUTOMATIC_SHARE:.0%} of the {_mebibytes(available_bytes)} left after loading"
+        if (usable := -(-most_token_count // block_size)) < block_count:
+            block_count, reason = usable, "all that the largest batch can use"
+    if block_count < 1:
+        raise StartupError(f"KV cache: not one block of {_mebibytes(block_bytes)} fits ({reason})")
+    if block_count * block_bytes > available_bytes:
+        raise StartupError(
+            f"KV cache: {block_count} blocks need {_mebibytes(block_count * block_bytes)} ({reason}),"
+            f" but {_mebibytes(available_bytes)} are left after loading"
+        )
+    return KvBudget(block_count=block_count, block_size=block_size, block_size_bytes=block_bytes, reason=reason)
+
+
+def allocate(
+    config: ModelConfig, budget: KvBudget, *, dtype: torch.dtype, device: torch.device
+) -> tuple[LayerCache, ...]:
+    """Returns the cache of every layer, zeroed, so that no block ever holds a NaN that nobody computed."""
+    shape = (budget.block_count, config.kv_head_count, budget.block_size, config.head_dim)
+    return tuple(
+        LayerCache(
+            keys=torch.zeros(shape, dtype=dtype, device=device), values=torch.zeros(shape, dtype=dtype, device=device)
+        )
+        for _ in range(config.layer_count)
+    )
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,50 @@
+"""Turns the rows of a step into tensors and runs the model over them."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.kernels.dispatch import Kernels
+from headrace.shard.attention import ForwardBatch
+from headrace.shard.input_batch import FlatTokens
+from headrace.shard.models.registry import Model
+
+
+class ModelRunner:
+    """Runs a model over flat batches of tokens, without padding and without a distinction of prefill and decode."""
+
+    def __init__(self, model: Model, *, kernels: Kernels, block_size: int, device: torch.device) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._block_size = block_size
+        self._device = device
+
+    def prepare(self, flat: FlatTokens, block_tables: NDArray[np.int32], samples: NDArray[np.bool_]) -> ForwardBatch:
+        """Returns the tensors of a step.
+
+        Args:
+            flat: Its tokens.
+            block_tables: [computing, block]
+            samples: [computing] whether a row's last token is followed by a draw.
+        """
+        attention = self._kernels.prepare_attention(
+            self._tensor(block_tables),
+            self._tensor(flat.query_starts.astype(np.int32)),
+            self._tensor(flat.context_lengths.astype(np.int32)),
+            block_size=self._block_size,
+        )
+        return ForwardBatch(
+            token_ids=self._tensor(flat.token_ids),
+            positions=self._tensor(flat.positions),
+            slot_ids=self._tensor(flat.slot_ids),
+            sampling_indices=self._tensor(flat.query_starts[1:][samples] - 1),
+            attention=attention,
+        )
+
+    @torch.inference_mode()
+    def run(self, batch: ForwardBatch) -> torch.Tensor:
+        """Returns logits, [sampling, vocabulary], one row for each row that samples."""
+        return self._model.forward(batch)
+
+    def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)

@@ -1,0 +1,1 @@
+"""Model families, as code of our own over the operators."""

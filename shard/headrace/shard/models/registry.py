@@ -1,0 +1,53 @@
+"""From a path to a model that can run: the source by the kind of file, the code by the architecture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from headrace.contract.errors import StartupError
+from headrace.kernels.dispatch import Kernels
+from headrace.shard.attention import ForwardBatch, PagedAttention
+from headrace.shard.gguf_weights import GgufSource
+from headrace.shard.models.config import ModelConfig
+from headrace.shard.models.llama import LlamaModel, load_llama_weights
+from headrace.shard.weights import SafetensorsSource, WeightReader, WeightSource
+
+
+class Model(Protocol):
+    """A decoder that can take a step."""
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Computes a step: fills the KV cache and returns logits, [sampling, vocabulary]."""
+        ...
+
+
+ModelBuilder = Callable[[tuple[PagedAttention, ...]], Model]
+"""Completes a model whose weights are loaded, once the KV cache has its size."""
+
+
+def open_source(path: Path) -> WeightSource:
+    """Opens a GGUF file or a folder with safetensors files.
+
+    Raises:
+        StartupError: the path is neither, or what it holds is not supported.
+    """
+    if path.is_dir():
+        return SafetensorsSource(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return GgufSource(path)
+    if not path.exists():
+        raise StartupError(f"the model {path} does not exist")
+    raise StartupError(f"the model {path} is neither a folder nor a .gguf file")
+
+
+def load_model(config: ModelConfig, reader: WeightReader, kernels: Kernels) -> ModelBuilder:
+    """Loads a model's weights; its attention comes later, since the KV cache takes the memory that is left.
+
+    Raises:
+        StartupError: a tensor is missing, unknown or of the wrong shape.
+    """
+    weights = load_llama_weights(config, reader, kernels)
+    reader.finish()
+    return lambda attentions: LlamaModel(config, weights=weights, attentions=attentions, kernels=kernels)
