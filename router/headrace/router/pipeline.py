@@ -15,7 +15,7 @@ place, at the end of `generate`.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -112,7 +112,7 @@ class Pipeline:
         """Waits until no request is left."""
         await self._idle.wait()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Yields the events of one request: started, deltas, finished. Closing it cancels the request.
 
         Raises:

@@ -105,6 +105,11 @@ class Replica:
         return ReplicaState.STARTING if self.description is None else ReplicaState.LOST
 
     @property
+    def scheduler(self) -> Scheduler | None:
+        """The scheduler at hand, for reading; None while it is not connected."""
+        return None if self._loop is None else self._loop.scheduler
+
+    @property
     def request_count(self) -> int:
         """Requests that have not ended."""
         return 0 if self._loop is None else self._loop.request_count

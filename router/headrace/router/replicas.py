@@ -65,6 +65,7 @@ class ReplicaSet:
         self._added_count = 0
         self._probe_count = 0
         self._description: EngineDescription | None = None
+        self._version = 0
         self._changed = asyncio.Event()
 
     async def run(self, addresses: Iterable[tuple[str, ...]]) -> None:
@@ -94,9 +95,15 @@ class ReplicaSet:
         """Requests that lost their replica and wait for another."""
         return len(self._orphans)
 
-    async def wait_changed(self) -> None:
-        """Waits until a replica was added, removed, lost or connected, or began to drain."""
-        await self._changed.wait()
+    @property
+    def version(self) -> int:
+        """Rises whenever a replica was added, removed, lost or connected, or began to drain."""
+        return self._version
+
+    async def wait_changed(self, seen_version: int) -> None:
+        """Waits until `version` is another than the one seen, so that no change is missed in between."""
+        while self._version == seen_version:
+            await self._changed.wait()
 
     def add(self, addresses: tuple[str, ...]) -> ReplicaStatus:
         """Adds a replica, which connects in the background.
@@ -152,6 +159,10 @@ class ReplicaSet:
         await asyncio.wait([task])
         self._orphan(replica.take_left_behind(), "the replica was removed")
         self._announce_change()
+
+    def replicas(self) -> tuple[Replica, ...]:
+        """Returns the replicas, in the order they were added."""
+        return tuple(self._replicas.values())
 
     def statuses(self) -> list[ReplicaStatus]:
         """Returns a snapshot of every replica, in the order they were added."""
@@ -263,5 +274,6 @@ class ReplicaSet:
             raise ReplicaNotFound(f"no replica has the id {replica_id!r}") from None
 
     def _announce_change(self) -> None:
+        self._version += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -77,7 +77,7 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
 
     def _router_state(
         self, statuses: list[ReplicaStatus], serving_count: int, checks: list[pb.HealthCheck]
-    ) -> pb.HealthState:
+    ) -> "pb.HealthState.ValueType":
         if self._pipeline.is_refusing:
             return pb.HEALTH_STATE_DRAINING
         if serving_count == 0:
