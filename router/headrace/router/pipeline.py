@@ -49,7 +49,7 @@ from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
 from headrace.router.sequence import Sequence
 from headrace.router.tokenizer import Tokenizer
-from headrace.router.validation import ROUTER_FIELDS, RequestLimits, Validator
+from headrace.router.validation import RequestLimits, Validator, deliverable_fields
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -251,7 +251,7 @@ class Pipeline:
                 context_token_count=context,
                 prompt_token_count=min(limits.prompt_token_count, context - 1),
             ),
-            supported_fields=description.supported_fields | ROUTER_FIELDS,
+            supported_fields=deliverable_fields(description.supported_fields),
         )
 
     def _check_open(self) -> None:
@@ -270,7 +270,7 @@ class Pipeline:
 
     def _validator(self) -> Validator:
         now = self.capabilities()
-        return Validator(self.model.card, now.limits, now.supported_fields)
+        return Validator(self.model.card, now.limits, now.description.supported_fields)
 
     def _claim_id(self, wanted: str) -> str:
         request_id = wanted or self._new_request_id()

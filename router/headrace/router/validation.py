@@ -37,8 +37,6 @@ _UNDELIVERED_FIELDS = frozenset(
         "completion_count",
         "output.processed_logprobs",
         "output.prompt_logprobs",
-        "output.token_logprobs",
-        "output.top_logprob_count",
         "sampling.banned_words",
         "watermark",
     }
