@@ -44,7 +44,7 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> T
     normaliser = scores.logsumexp(dim=-1, keepdim=True)
     chosen = scores.gather(1, token_ids[:, None])
     counts = torch.full_like(token_ids, top_count)
-    top_ids = keep_likeliest(scores, counts).nonzero()[:, 1].view(-1, top_count)
+    top_ids = keep_likeliest(scores, counts).nonzero()[:, 1].view(token_ids.shape[0], top_count)
     top_scores, order = scores.gather(1, top_ids).sort(dim=-1, descending=True, stable=True)
     return TokenLogprobs(
         logprobs=(chosen - normaliser).squeeze(1),
