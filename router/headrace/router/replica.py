@@ -154,15 +154,10 @@ class Replica:
         Raises:
             NotReady: the engine is not connected.
         """
-        scheduler = self._connected().scheduler
-        stats = scheduler.stats()
-        request = active.request
-        return (
-            request.prompt_token_count
-            - scheduler.match_prefix(request)
-            + stats.waiting_token_count
-            + (stats.running_count)
-        )
+        loop = self._connected()
+        stats = loop.scheduler.stats()
+        missing_count = active.request.prompt_token_count - loop.scheduler.match_prefix(active.request)
+        return missing_count + stats.waiting_token_count + loop.arriving_token_count + stats.running_count
 
     def flush_prefix_cache(self) -> int:
         """Forgets cached prefixes that nothing uses and returns how many blocks became free."""

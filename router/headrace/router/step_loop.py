@@ -46,12 +46,18 @@ class StepLoop:
         self._arrivals: list[ActiveRequest] = []
         self._departures: list[ActiveRequest] = []
         self._in_flight: deque[SentStep] = deque()
+        self._failure: BaseException | None = None
         self._bell = asyncio.Event()
 
     @property
     def request_count(self) -> int:
         """Requests that have not ended."""
         return len(self._requests) + len(self._arrivals)
+
+    @property
+    def arriving_token_count(self) -> int:
+        """Tokens of requests that the scheduler has not seen yet."""
+        return sum(len(active.sequence.token_ids) for active in self._arrivals)
 
     def submit(self, active: ActiveRequest) -> None:
         """Hands a request over. Its stream tells everything that follows."""
@@ -71,9 +77,13 @@ class StepLoop:
             while not lost.done():
                 self._bell.clear()
                 updates = self._take_results()
-                self._take_commands()
-                self._send_plans()
+                if self._failure is None:
+                    self._take_commands()
+                    self._send_plans()
+                # The scheduler holds these tokens already: they are delivered even if the next step failed.
                 self._deliver(updates)
+                if self._failure is not None:
+                    raise self._failure
                 await self._wait_for_bell()
             return lost.result()
         except (ShardLost, PlanRejected, TimeoutError) as error:
@@ -98,7 +108,11 @@ class StepLoop:
     def _take_results(self) -> list[SequenceUpdate]:
         updates: list[SequenceUpdate] = []
         while self._in_flight and self._in_flight[0].result.done():
-            updates.extend(self.scheduler.apply(self._in_flight.popleft().result.result()))
+            answered = self._in_flight.popleft().result
+            self._failure = answered.exception()
+            if self._failure is not None:
+                break
+            updates.extend(self.scheduler.apply(answered.result()))
         return updates
 
     def _take_commands(self) -> None:
