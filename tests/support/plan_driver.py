@@ -121,8 +121,8 @@ class PlanDriver:
         self.take(result)
         return result
 
-    def plan(self) -> StepPlan:
-        """Returns the next plan, as if it was sent."""
+    def plan(self, held: frozenset[int] | set[int] = frozenset()) -> StepPlan:
+        """Returns the next plan, as if it was sent; `held` rows compute nothing."""
         released, self._released = tuple(self._released), []
         admitted, self._admitted = self._admitted, []
         first_admitted = len(self.rows)
@@ -130,7 +130,7 @@ class PlanDriver:
         chunks: dict[int, int] = {}
         growth: dict[int, list[int]] = {}
         for row, job in enumerate(self.rows):
-            if job.is_over:
+            if job.is_over or row in held:
                 continue
             chunk = min(self.chunk_token_count, job.known_count - job.computed_count)
             if chunk != 1:
@@ -149,6 +149,7 @@ class PlanDriver:
             block_ids=tuple(block_id for added in growth.values() for block_id in added),
             chunk_rows=tuple(chunks),
             chunk_token_counts=tuple(chunks.values()),
+            held_rows=tuple(sorted(held)),
         )
 
     def take(self, result: StepResult) -> None:
