@@ -137,7 +137,8 @@ def _call_status(
         status.details.append(packed)
     trailers = list(rpc_status.to_status(status).trailing_metadata)
     if retry_after_s is not None:
-        trailers.append((PUSHBACK_KEY, str(max(0, round(retry_after_s * 1000)))))
+        # At least 1: on a pushback of 0 gRPC's C core never tries again, and the call hangs until its deadline.
+        trailers.append((PUSHBACK_KEY, str(max(1, round(retry_after_s * 1000)))))
     return CallStatus(code=code, message=message, trailers=tuple(trailers))
 
 
