@@ -64,7 +64,7 @@ class FieldViolation:
     """One thing wrong with one field."""
 
     field: str
-    """Path from the request's root, such as `sampling.top_p` or `chat.messages[0].role`."""
+    """Path from the request's root, such as `sampling.top_p` or `chat.messages[0].role`; empty for the whole."""
     description: str
     """What is wrong, with the limit and the value."""
 
@@ -75,7 +75,7 @@ class InvalidRequest(RequestError):
     reason = "INVALID_REQUEST"
 
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        super().__init__("; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations))
         self.violations = tuple(violations)
 
     @classmethod
