@@ -1,0 +1,200 @@
+"""What a server says of itself: models, replicas, load, adapters, health."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from headrace.contract.sampling import SamplingOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """What requests to a model may ask for."""
+
+    context_token_count: int
+    """Longest prompt plus completion."""
+    prompt_token_count: int
+    """Longest prompt."""
+    vocabulary_size: int
+    stop_sequence_count: int
+    """Most stop sequences."""
+    stop_sequence_size_bytes: int
+    """Longest stop sequence."""
+    stop_token_count: int
+    """Most stop token ids."""
+    completion_count: int
+    """Most completions of one request."""
+    top_logprob_count: int
+    """Most likeliest tokens to report."""
+    message_size_bytes: int
+    """Largest message that the server receives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A served model."""
+
+    name: str
+    """Name that requests use."""
+    engine: str
+    """Engine that runs it, such as `native`."""
+    architecture: str
+    """As its configuration names it."""
+    weight_type: str
+    """Type of the weights in memory, such as `float32`."""
+    limits: ModelLimits
+    default_sampling: SamplingOptions
+    """What sampling options mean when they are left out."""
+    default_max_new_token_count: int | None
+    """None means "up to the context length"."""
+    supported_fields: tuple[str, ...]
+    """Fields of `headrace.v1.GenerateRequest` that the engine understands, such as `sampling.top_p`. Any other is
+    refused with `FeatureUnsupported`."""
+    end_of_sequence_token_ids: tuple[int, ...]
+    has_chat_template: bool
+
+
+class ReplicaState(StrEnum):
+    """Whether a replica takes requests."""
+
+    UNKNOWN = "unknown"
+    """A state newer than this client."""
+    STARTING = "starting"
+    """Connecting, or loading the model."""
+    SERVING = "serving"
+    """Takes requests."""
+    DRAINING = "draining"
+    """Lets its requests end and takes no new ones."""
+    LOST = "lost"
+    """Being reconnected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """What a replica is doing, and what it did since the router knows it."""
+
+    waiting_count: int
+    """Requests waiting for their first step."""
+    running_count: int
+    """Requests in the batch."""
+    leased_block_count: int
+    """KV blocks in use by requests."""
+    cached_block_count: int
+    """KV blocks that hold cached prefixes and can be taken back."""
+    total_block_count: int
+    step_count: int
+    computed_token_count: int
+    """Prompt and generated tokens."""
+    generated_token_count: int
+    cached_token_count: int
+    """Prompt tokens found in the prefix cache."""
+    preemption_count: int
+    row_count: int
+    """Rows over all steps; divided by `step_count` it is the mean batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A model server, or a group of ranks that runs one model."""
+
+    id: str
+    addresses: tuple[str, ...]
+    """Of its ranks, rank 0 first."""
+    model: str
+    """Empty until it has described itself."""
+    state: ReplicaState
+    detail: str
+    """Why it is in this state."""
+    load: ReplicaLoad
+    restart_count: int
+    """How often it was lost and came back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a router is doing."""
+
+    waiting_count: int
+    """Requests waiting, over all replicas."""
+    waiting_token_count: int
+    """Their prompt tokens."""
+    waiting_limit: int
+    """Most waiting requests before new ones are refused with `QueueFull`."""
+    running_count: int
+    """Requests in a batch."""
+    expected_wait_s: float
+    """How long a new request would wait, as far as the router can tell."""
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A loaded LoRA adapter."""
+
+    name: str
+    """Name that requests use."""
+    source: str
+    """Where it was loaded from."""
+    rank: int
+    """Rank of its matrices."""
+
+
+class HealthState(StrEnum):
+    """The state of a part of the server."""
+
+    UNKNOWN = "unknown"
+    """A state newer than this client."""
+    STARTING = "starting"
+    SERVING = "serving"
+    DEGRADED = "degraded"
+    """Serves, but not as it should."""
+    DRAINING = "draining"
+    """Ends its requests and takes no new ones."""
+    NOT_SERVING = "not_serving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """One thing that was looked at."""
+
+    name: str
+    """Constant, such as `shard_connected`."""
+    passed: bool
+    detail: str
+    """What was found, for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentHealth:
+    """The health of one part."""
+
+    state: HealthState
+    checks: tuple[HealthCheck, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaHealth:
+    """The health of a replica."""
+
+    id: str
+    replica: ComponentHealth
+    """The replica as a whole."""
+    ranks: tuple[ComponentHealth, ...]
+    """Rank 0 first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The health of a router and of all it depends on."""
+
+    router: ComponentHealth
+    replicas: tuple[ReplicaHealth, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The outcome of generating one token through a replica."""
+
+    replica_id: str
+    token_id: int
+    duration_s: float
+    """From the request to the token."""

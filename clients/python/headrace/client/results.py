@@ -1,0 +1,198 @@
+"""What generation brings back.
+
+These types belong to the client: a server of a later version may send finish
+reasons that this one does not know, and what the server passes around inside
+may change without breaking anyone's code.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    UNKNOWN = "unknown"
+    """A reason newer than this client."""
+    END_OF_SEQUENCE = "end_of_sequence"
+    """The model produced an end-of-sequence token."""
+    STOP_SEQUENCE = "stop_sequence"
+    """One of `stop_sequences` matched."""
+    STOP_TOKEN = "stop_token"
+    """One of `stop_token_ids` was produced."""
+    LENGTH = "length"
+    """`max_new_token_count` was reached."""
+    CONTEXT_LIMIT = "context_limit"
+    """The model's context is full."""
+    TIME_LIMIT = "time_limit"
+    """`time_limit_s` was reached."""
+    CANCELLED = "cancelled"
+    """Someone called `abort`; what was generated is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of one token and of its likeliest rivals."""
+
+    token_id: int
+    text: str
+    """The token's text; bytes that are no UTF-8 of their own are replaced."""
+    logprob: float | None
+    """Natural logarithm of its probability; None for the first prompt token."""
+    rank: int
+    """1 for the likeliest."""
+    top: tuple["TokenLogprob", ...]
+    """The likeliest tokens, likeliest first."""
+    byte_offset: int
+    """Offset of the token's first byte in the completion's UTF-8 bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How many tokens a request took."""
+
+    prompt_token_count: int
+    cached_token_count: int
+    """Prompt tokens found in the prefix cache."""
+    generated_token_count: int
+    """Over all completions, ending tokens included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a request's time went, as the server measured it."""
+
+    queued_s: float
+    """From arrival until its first step was planned."""
+    prefill_s: float
+    """From then until the first token."""
+    decode_s: float
+    """From then until the last token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionEnd:
+    """Why and where one completion ended."""
+
+    index: int
+    reason: FinishReason
+    stop_sequence: str
+    """The sequence that matched, when `reason` is STOP_SEQUENCE; else empty."""
+    stop_token_id: int | None
+    """The ending token, when `reason` is STOP_TOKEN or END_OF_SEQUENCE."""
+    generated_token_count: int
+    """The ending token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One whole completion."""
+
+    index: int
+    """Position among the completions of its request, from 0."""
+    text: str
+    token_ids: tuple[int, ...]
+    """Ending tokens included."""
+    logprobs: tuple[TokenLogprob, ...]
+    """Of the generated tokens, if asked for."""
+    end: CompletionEnd
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why it ended."""
+        return self.end.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """The answer to a request: one completion, or as many as `completion_count` asked for."""
+
+    request_id: str
+    model: str
+    """Name of the model that answered."""
+    completions: tuple[Completion, ...]
+    """By index; never empty."""
+    usage: Usage
+    timings: Timings
+    seed: int
+    """The seed in use: sent again with the same request it gives the same completion."""
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    """Of the prompt's tokens, if asked for."""
+
+    @property
+    def text(self) -> str:
+        """The text of the first completion."""
+        return self.completions[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The token ids of the first completion."""
+        return self.completions[0].token_ids
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why the first completion ended."""
+        return self.completions[0].reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The first event of a stream: the request left the queue."""
+
+    request_id: str
+    model: str
+    prompt_token_count: int
+    cached_token_count: int
+    """Prompt tokens found in the prefix cache."""
+    seed: int
+    """As in `Generation`."""
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    """Of the prompt's tokens, if asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What a stream brought since the delta before."""
+
+    index: int
+    """Which completion it belongs to, from 0."""
+    text: str
+    """Final text, never a part of a character. Empty while a character or a possible stop sequence is open."""
+    token_ids: tuple[int, ...]
+    """Several when the reader was slower than the model."""
+    logprobs: tuple[TokenLogprob, ...]
+    """Of these tokens, if asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The last event of a stream."""
+
+    ends: tuple[CompletionEnd, ...]
+    """Why each completion ended, by index; never empty."""
+    usage: Usage
+    timings: Timings
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why the first completion ended."""
+        return self.ends[0].reason
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """A half-open range of bytes in a UTF-8 text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenization:
+    """The token ids of a prompt, exactly as generation would use them."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    """The text that was tokenized; for a conversation what the template rendered."""
+    spans: tuple[TextSpan, ...]
+    """The bytes of `text` that each token covers, if asked for."""
