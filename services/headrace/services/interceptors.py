@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, cast
 
@@ -16,6 +17,7 @@ from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.errors import HeadraceError
 from headrace.services.in_flight import Call, InFlightCalls
 from headrace.services.log import Event, bind_request, logger
+from headrace.services.request_decoding import decode_request
 from headrace.services.status import CallStatus, internal_status, status_of
 
 REQUEST_ID_KEY = "x-request-id"
@@ -29,6 +31,7 @@ _OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.Rou
 _Context = ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behaviour = Callable[[Any, _Context], Any]
+_Decode = Callable[[Any], Any]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -53,9 +56,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        deserialize = handler.request_deserializer
+        decode: _Decode = _unchanged
+        if deserialize is not None and not handler.request_streaming:
+            # Inside the frame, so that bytes that are no message get a status like every other mistake.
+            decode, deserialize = partial(decode_request, deserialize=deserialize, method=method), None
         if handler.response_streaming:
             behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped = self._wrap_stream(method, cast("_Behaviour", behaviour))
+            wrapped = self._wrap_stream(method, cast("_Behaviour", behaviour), decode)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
@@ -63,25 +71,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         else:
             behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = self._wrap_unary(method, cast("_Behaviour", behaviour))
+            wrapped = self._wrap_unary(method, cast("_Behaviour", behaviour), decode)
             make = (
                 grpc.stream_unary_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, deserialize, handler.response_serializer)
 
-    def _wrap_unary(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+    def _wrap_unary(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def unary(request: object, context: _Context) -> object:
             async with _Guard(self._calls, self._clock, method, context):
-                return await behaviour(request, context)
+                return await behaviour(decode(request), context)
 
         return unary
 
-    def _wrap_stream(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+    def _wrap_stream(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def write_all(request: object, context: _Context) -> None:
             async with _Guard(self._calls, self._clock, method, context) as call:
-                responses: AsyncIterator[object] = behaviour(request, context)
+                responses: AsyncIterator[object] = behaviour(decode(request), context)
                 # Closed here and now when the call is cancelled, not by the garbage collector.
                 async with aclosing(responses):  # type: ignore[type-var]  # a generator has aclose
                     async for response in responses:
@@ -90,9 +98,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def write_itself(request: object, context: _Context) -> None:
             async with _Guard(self._calls, self._clock, method, context):
-                await behaviour(request, context)
+                await behaviour(decode(request), context)
 
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
+
+
+def _unchanged(request: object) -> object:
+    return request
 
 
 class _Guard:

@@ -1,0 +1,142 @@
+"""The router put together: pipeline, replicas and the public services on one gRPC server."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from headrace.contract.clock import Clock
+from headrace.contract.engine import EngineConnector
+from headrace.contract.errors import Draining
+from headrace.router.admission import Admission, AdmissionLimits
+from headrace.router.pipeline import Pipeline, ServedModel
+from headrace.router.replica import SchedulingOptions
+from headrace.router.replicas import ReplicaSet
+from headrace.router.reporting import Report
+from headrace.services.address import Address
+from headrace.services.channel_options import ServerLimits
+from headrace.services.generate_servicer import GenerateServicer
+from headrace.services.grpc_server import DrainTimes, GrpcServer
+from headrace.services.health_servicer import HealthServicer
+from headrace.services.router_servicer import RouterServicer
+from headrace.services.stall_watch import StallWatch
+from headrace.v1 import (
+    generate_service_pb2,
+    generate_service_pb2_grpc,
+    health_service_pb2,
+    health_service_pb2_grpc,
+    router_service_pb2,
+    router_service_pb2_grpc,
+)
+
+RETRY_WHEN_DRAINING_S = 1.0
+"""What callers are told while the server goes away: by then a load balancer knows of another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterOptions:
+    """What an operator sets about a router."""
+
+    scheduling: SchedulingOptions
+    admission: AdmissionLimits
+    server: ServerLimits
+    drain: DrainTimes
+    replay_timeout_s: float
+    """How long requests of a lost replica wait for one to come back."""
+    stall_timeout_s: float
+    """A reader that takes nothing for so long is cut off."""
+    allows_remote_plaintext: bool = False
+    """Whether to listen beyond loopback without encryption."""
+
+
+class RouterApp:
+    """One router. Create and use it on the event loop that runs it: `start`, then `run`, then `drain`."""
+
+    def __init__(
+        self,
+        *,
+        model: ServedModel,
+        options: RouterOptions,
+        connector: EngineConnector,
+        executor: Executor,
+        clock: Clock,
+        report: Report,
+    ) -> None:
+        self._options = options
+        self._clock = clock
+        self.replicas = ReplicaSet(
+            connector=connector,
+            options=options.scheduling,
+            vocabulary_size=model.card.vocabulary_size,
+            replay_timeout_s=options.replay_timeout_s,
+            clock=clock,
+            report=report,
+        )
+        self.pipeline = Pipeline(
+            model=model,
+            admission=Admission(options.admission, clock),
+            replicas=self.replicas,
+            executor=executor,
+            clock=clock,
+            new_request_id=lambda: secrets.token_hex(16),
+            new_seed=lambda: secrets.randbits(64),
+        )
+        self._stall_watch = StallWatch(options.stall_timeout_s, clock)
+        self.server = GrpcServer(options.server, allows_remote_plaintext=options.allows_remote_plaintext, clock=clock)
+        self._add_services()
+
+    async def start(self, addresses: Sequence[Address]) -> tuple[str, ...]:
+        """Listens, not serving yet, and returns the addresses with the ports that were chosen.
+
+        Raises:
+            StartupError: an address cannot be listened on.
+        """
+        return await self.server.start(addresses)
+
+    async def run(self, shards: Iterable[tuple[str, ...]]) -> None:
+        """Connects the shards and serves until cancelled.
+
+        A bug in one of the loops ends this call with its exception: better a
+        restarted router than one that looks well and answers nobody.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.replicas.run(shards), name="replicas")
+            group.create_task(self._stall_watch.run(), name="stall watch")
+            group.create_task(self._follow_replicas(), name="health")
+
+    async def wait_serving(self) -> None:
+        """Waits until a replica takes requests."""
+        while not self.replicas.is_serving:
+            await self.replicas.wait_changed(self.replicas.version)
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Goes away without failing an accepted call; `hurry` cuts all waiting short."""
+        await self.server.drain(self._options.drain, refuse=self._refuse, hurry=hurry)
+
+    def _refuse(self) -> None:
+        self.pipeline.refuse_new(Draining("the server is going away; try another", retry_after_s=RETRY_WHEN_DRAINING_S))
+
+    async def _follow_replicas(self) -> None:
+        """Keeps the standard health service true: serving as long as some replica is."""
+        while True:
+            version = self.replicas.version
+            await self.server.set_serving(is_serving=self.replicas.is_serving)
+            await self.replicas.wait_changed(version)
+
+    def _add_services(self) -> None:
+        generate = GenerateServicer(self.pipeline, self._stall_watch, self._clock)
+        router = RouterServicer(self.pipeline, message_size_bytes=self._options.server.message_size_limit_bytes)
+        health = HealthServicer(self.pipeline, self._clock)
+        self.server.add(
+            generate_service_pb2.DESCRIPTOR.services_by_name["GenerateService"],
+            lambda server: generate_service_pb2_grpc.add_GenerateServiceServicer_to_server(generate, server),
+        )
+        self.server.add(
+            router_service_pb2.DESCRIPTOR.services_by_name["RouterService"],
+            lambda server: router_service_pb2_grpc.add_RouterServiceServicer_to_server(router, server),
+        )
+        self.server.add(
+            health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
+            lambda server: health_service_pb2_grpc.add_HealthServiceServicer_to_server(health, server),
+        )
