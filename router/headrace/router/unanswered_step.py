@@ -1,0 +1,92 @@
+"""What the scheduler remembers of a step between its plan and its result."""
+
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+
+from headrace.contract.errors import ShardLost
+from headrace.contract.step import RowLogprobs, StepResult
+from headrace.router.row import Row
+from headrace.router.sequence import SequenceState
+from headrace.router.sequence_update import SequenceUpdate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnansweredStep:
+    """A step in flight. Its rows are those of its time: some may have left the batch since."""
+
+    step_id: int
+    rows: tuple[Row, ...]
+    held: Set[Row]
+    """Rows that compute nothing."""
+    partial: Mapping[Row, int]
+    """Rows that stop short of their target, and so sample nothing, with their computed tokens after the step."""
+    is_discarded: bool = False
+    """Whether nobody waits for its tokens any more."""
+
+    def require_answer(self, result: StepResult) -> None:
+        """Checks that a result belongs to this step, before anything of it is believed.
+
+        Raises:
+            ShardLost: it does not; what the shard holds is unknown.
+        """
+        problem = next(self._problems(result), None)
+        if problem is not None:
+            raise ShardLost(f"step {self.step_id} got an answer that does not fit its plan: {problem}")
+
+    def receive(self, result: StepResult) -> list[SequenceUpdate]:
+        """Hands computed and new tokens to the rows; returns the news in the order of the rows.
+
+        What came back for sequences that ended meanwhile is dropped.
+        """
+        if self.is_discarded:
+            return []
+        failed = {self.rows[error.row] for error in result.errors}
+        for row, computed_count in self.partial.items():
+            if row not in failed:
+                row.note_computed(computed_count)
+        ends = dict(zip(result.ended_rows, result.row_ends, strict=True))
+        errors = {error.row: error for error in result.errors}
+        logprobs: dict[int, tuple[RowLogprobs, ...]] = {}
+        for entry in result.logprobs:
+            logprobs[entry.row] = (*logprobs.get(entry.row, ()), entry)
+        ended = SequenceState.ENDED
+        updates: list[SequenceUpdate] = []
+        offset = 0
+        # The one loop over all rows that every answer pays for: about 0.6 µs a row.
+        for number, (row, token_count) in enumerate(zip(self.rows, result.token_counts, strict=True)):
+            token_ids = result.token_ids[offset : offset + token_count]
+            offset += token_count
+            if row.sequence.state is ended:
+                continue
+            if token_ids:
+                row.receive(token_ids)
+            elif number not in errors and number not in logprobs:
+                continue
+            updates.append(
+                SequenceUpdate(row.sequence, token_ids, ends.get(number), errors.get(number), logprobs.get(number, ()))
+            )
+        return updates
+
+    def _problems(self, result: StepResult) -> Iterator[str]:
+        """Yields what is wrong, in words. What follows the first may make no sense."""
+        row_count = len(self.rows)
+        if result.step_id != self.step_id:
+            yield f"it is for step {result.step_id}"
+        if len(result.token_counts) != row_count:
+            yield f"it has {len(result.token_counts)} rows in place of {row_count}"
+        if sum(result.token_counts) != len(result.token_ids) or min(result.token_counts, default=0) < 0:
+            yield f"it has {len(result.token_ids)} tokens and counts {result.token_counts}"
+        if len(result.ended_rows) != len(result.row_ends):
+            yield f"it ends {len(result.ended_rows)} rows for {len(result.row_ends)} reasons"
+        over = {*result.ended_rows, *(error.row for error in result.errors)}
+        if not (over | {entry.row for entry in result.logprobs}).issubset(range(row_count)):
+            yield f"it names a row that is not among {row_count}"
+        # A steady batch needs no closer look; and what a discarded step's rows were is not known any more.
+        if self.is_discarded or not (self.held or self.partial or 0 in result.token_counts):
+            return
+        for number, (row, token_count) in enumerate(zip(self.rows, result.token_counts, strict=True)):
+            has_sampled = token_count > 0
+            must_sample = row not in self.held and row not in self.partial
+            is_excused = row.sequence.state is SequenceState.ENDED or (number in over and not has_sampled)
+            if has_sampled is not must_sample and not is_excused:
+                yield f"row {number} returns {token_count} tokens"
