@@ -34,6 +34,7 @@ def server_options(limits: ServerLimits) -> ChannelOptions:
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(MIN_PING_INTERVAL_S)),
     ]
@@ -45,13 +46,15 @@ def server_options(limits: ServerLimits) -> ChannelOptions:
     return options
 
 
-def shard_channel_options(message_size_limit_bytes: int) -> ChannelOptions:
+def shard_channel_options(message_size_limit_bytes: int, ping_timeout_s: float) -> ChannelOptions:
     """Returns the arguments of a router's channel to a shard."""
     return [
         *_message_limits(message_size_limit_bytes),
         ("grpc.keepalive_time_ms", _milliseconds(SHARD_PING_INTERVAL_S)),
-        ("grpc.keepalive_timeout_ms", _milliseconds(SHARD_PING_TIMEOUT_S)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(ping_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Any ping may be the one that goes unanswered; gRPC gives those of its own a minute.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(ping_timeout_s)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

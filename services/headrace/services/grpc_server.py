@@ -111,10 +111,10 @@ class GrpcServer:
     async def stop(self) -> None:
         """Ends every call and closes the addresses. Safe to repeat."""
         self.calls.end_all(Draining("the server stopped before the call had ended", retry_after_s=1.0))
-        await _first_of(self.calls.wait_idle(), timeout_s=_END_GRACE_S)
+        await _first_of(self.calls.wait_told(observers=False), timeout_s=_END_GRACE_S)
         # Watches last: their callers learn from them that the server goes.
         self.calls.end_observers(Draining("the server stopped", retry_after_s=1.0))
-        await _first_of(self.calls.wait_idle(with_observers=True), timeout_s=_END_GRACE_S)
+        await _first_of(self.calls.wait_told(observers=True), timeout_s=_END_GRACE_S)
         await self._server.stop(grace=None)
         logger().info(Event.SERVER_STOPPED)
 

@@ -56,25 +56,33 @@ class InFlightCalls:
 
     def __init__(self) -> None:
         self._calls: set[Call] = set()
+        self._awaited: set[Call] = set()
         self._changed = asyncio.Event()
 
     @property
     def count(self) -> int:
         """Calls that a drain waits for."""
-        return sum(not call.is_observer for call in self._calls)
+        return len(self._awaited)
 
     def enter(self, call: Call) -> None:
         """Notes that a handler starts, and makes it the current call."""
         self._calls.add(call)
+        if not call.is_observer:
+            self._awaited.add(call)
         _CURRENT.set(call)
 
-    def leave(self, call: Call) -> None:
-        """Notes that a handler and all its clean-up have ended."""
-        self._calls.discard(call)
+    def disown(self, call: Call) -> None:
+        """Notes that the server has ended a call: its status is on the way, however slowly it is read."""
+        self._awaited.discard(call)
         self._changed.set()
 
+    def leave(self, call: Call) -> None:
+        """Notes that a handler and all its clean-up have ended and that its status was sent."""
+        self._calls.discard(call)
+        self.disown(call)
+
     def end_all(self, error: HeadraceError) -> None:
-        """Makes every call that a drain waits for end with an error."""
+        """Makes every call end with an error, but for those that only watch."""
         for call in self._calls:
             if not call.is_observer:
                 call.end(error)
@@ -85,8 +93,14 @@ class InFlightCalls:
             if call.is_observer:
                 call.end(error)
 
-    async def wait_idle(self, *, with_observers: bool = False) -> None:
-        """Waits until no call is left; one that arrives meanwhile is waited for, too."""
-        while self._calls if with_observers else self.count:
+    async def wait_idle(self) -> None:
+        """Waits until no call is left that a drain waits for; one that arrives meanwhile is waited for, too."""
+        while self._awaited:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def wait_told(self, *, observers: bool) -> None:
+        """Waits until every call has its status, of those that only watch or of the others."""
+        while any(call.is_observer is observers for call in self._calls):
             self._changed.clear()
             await self._changed.wait()

@@ -149,6 +149,7 @@ class _Guard:
         match error:
             case asyncio.CancelledError() if self._call.ended_by is not None:
                 self._call.task.uncancel()
+                self._calls.disown(self._call)
                 await self._abort_for(self._call.ended_by)
             case asyncio.CancelledError():
                 remaining_s: float | None = self._context.time_remaining()

@@ -9,7 +9,6 @@ from google.protobuf.message import DecodeError
 
 from headrace.contract.errors import FieldViolation, InvalidRequest
 
-
 Request = TypeVar("Request")
 
 

@@ -12,7 +12,7 @@ from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceStub
 from headrace.services.address import parse_address
 from headrace.services.backoff import Backoff
-from headrace.services.channel_options import shard_channel_options
+from headrace.services.channel_options import SHARD_PING_TIMEOUT_S, shard_channel_options
 from headrace.services.convert_step import description_from_proto
 from headrace.services.shard_channel import Outbox, ShardChannel
 
@@ -29,12 +29,8 @@ RETRY_FIRST_S, RETRY_LIMIT_S = 0.05, 1.0
 class ShardConnector:
     """The `EngineConnector` of a deployment whose engines are shards."""
 
-    def __init__(
-        self, *, message_size_limit_bytes: int, retry_first_s: float = 0.05, retry_limit_s: float = 1.0
-    ) -> None:
-        self._message_size_limit_bytes = message_size_limit_bytes
-        self._retry_first_s = retry_first_s
-        self._retry_limit_s = retry_limit_s
+    def __init__(self, *, message_size_limit_bytes: int, ping_timeout_s: float = SHARD_PING_TIMEOUT_S) -> None:
+        self._options = shard_channel_options(message_size_limit_bytes, ping_timeout_s)
 
     async def connect(self, addresses: tuple[str, ...], on_progress: Callable[[str], None]) -> StepEngine:
         """Connects the only rank of a replica and waits until it can take steps.
@@ -53,7 +49,7 @@ class ShardConnector:
             target = str(parse_address(address))
         except ValueError as error:
             raise StartupError(str(error)) from error
-        channel = grpc.aio.insecure_channel(target, shard_channel_options(self._message_size_limit_bytes))
+        channel = grpc.aio.insecure_channel(target, self._options)
         try:
             return await self._connect(address, channel, on_progress)
         except BaseException:
