@@ -1,9 +1,14 @@
 """What every test may need: the example model."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+# The processes of a test share few cores, and torch's threads would spin on them while they wait: a step takes ten
+# times as long then. OpenMP reads this once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,86 @@
+"""Chat templates in the manner of the common families, written for these tests."""
+
+TURNS_WITH_TOOLS = """
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}
+    {{- 'You may call these functions:\\n<tools>' }}
+    {%- for tool in tools %}{{- '\\n' + tool | tojson }}{% endfor %}
+    {{- '\\n</tools><|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if loop.first and message.role == 'system' %}{% continue %}{% endif %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user\\n<result id=' + message.tool_call_id + '>' }}
+        {{- message.content + '</result><|im_end|>\\n' }}
+        {%- continue %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\n<call>{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson(indent=None) + '}</call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}
+"""
+"""Turns between marks; tools as lines of JSON; a switch for thinking."""
+
+HEADERS_WITH_DATE = """{{ bos_token }}
+{%- set ns = namespace(system='', rest=messages) %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set ns.system = messages[0]['content'] | trim %}
+    {%- set ns.rest = messages[1:] %}
+{%- endif %}
+{{- '<|start|>system<|end|>\\n\\nToday is ' + strftime_now('%d %B %Y') + '\\n' + ns.system + '<|eot|>' }}
+{%- for message in ns.rest %}
+    {{- '<|start|>' ~ message['role'] ~ '<|end|>\\n\\n' ~ (message['content'] | trim) ~ '<|eot|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\\n\\n' }}{% endif %}
+"""
+"""Headers before each turn, contents trimmed, the date in the system turn."""
+
+BRACKETS_IN_TURNS = """
+{%- if messages[0].role == 'system' %}
+    {%- set opening = messages[0].content + '\\n\\n' %}{% set turns = messages[1:] %}
+{%- else %}
+    {%- set opening = '' %}{% set turns = messages %}
+{%- endif %}
+{{- bos_token }}
+{%- for message in turns %}
+    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Roles must alternate: user, assistant, user, ...') }}
+    {%- endif %}
+    {%- if message.role == 'user' %}
+        {{- '[INST] ' + (opening if loop.first else '') + message.content + ' [/INST]' }}
+    {%- else %}
+        {%- generation %}{{- ' ' + message.content + eos_token }}{% endgeneration %}
+    {%- endif %}
+{%- endfor %}
+"""
+"""Brackets around what the user says, and an error where turns do not alternate."""
+
+THOUGHTS_KEPT_APART = """
+{%- macro turn(message, is_last) %}
+    {%- set content = message.content %}
+    {%- if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}
+    {{- '<' + message.role + '>' }}
+    {%- if is_last and message.reasoning_content %}{{- '<think>' + message.reasoning_content + '</think>' }}{% endif %}
+    {{- content + '</' + message.role + '>' }}
+{%- endmacro %}
+{%- for message in messages %}{{- turn(message, loop.last) }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<assistant><think>' }}{% endif %}
+"""
+"""A macro, and reasoning that is dropped from all but the last turn."""
+
+ALL = {
+    "turns": TURNS_WITH_TOOLS,
+    "headers": HEADERS_WITH_DATE,
+    "brackets": BRACKETS_IN_TURNS,
+    "thoughts": THOUGHTS_KEPT_APART,
+}
