@@ -69,6 +69,8 @@ class Script:
     omits_finished: bool = False
     gate: asyncio.Event | None = None
     """Held back after the first word until this is set."""
+    at_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when an answer is held back."""
     requests: list[object] = field(default_factory=list[object])
     headers: list[dict[str, str | bytes]] = field(default_factory=list[dict[str, str | bytes]])
     remaining_s: list[float | None] = field(default_factory=list[float | None])
@@ -124,6 +126,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
             for index, word in enumerate(script.words):
                 yield pb.GenerateStreamResponse(delta=pb.GenerationDelta(text=word, token_ids=[index]))
                 if index == 0 and script.gate is not None:
+                    script.at_gate.set()
                     await script.gate.wait()
         except asyncio.CancelledError:
             script.cancelled.set()

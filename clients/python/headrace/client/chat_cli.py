@@ -1,6 +1,7 @@
 """`headrace chat`: talks to a server from a terminal, or answers one prompt."""
 
 import argparse
+import asyncio
 import contextlib
 import importlib
 import io
@@ -8,12 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from headrace.client.aio import AsyncClient
 from headrace.client.channel import DEFAULT_DEADLINE_S, DEFAULT_TARGET
 from headrace.client.chat import Message
-from headrace.client.chat_session import ChatSession, greeting, one_shot
+from headrace.client.chat_session import ChatSession, one_shot, show
 from headrace.client.errors import ServerUnreachable
 from headrace.client.options import ChatOptions
-from headrace.client.sync import Client
 from headrace.contract.errors import DeadlineExceeded, HeadraceError
 
 _EXIT_FAILED = 1
@@ -64,19 +65,46 @@ def _run(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "max_new_token_count": arguments.max_new_token_count,
     }
-    with Client(arguments.target, deadline_s=arguments.deadline_s) as client:
-        if arguments.prompt is not None:
-            opening = [Message("system", arguments.system)] if arguments.system else []
-            stats = one_shot(client, [*opening, Message("user", arguments.prompt)], options, sys.stdout)
-            sys.stderr.write(f"{stats}\n")
+    client = AsyncClient(arguments.target, deadline_s=arguments.deadline_s)
+    # A runner makes Ctrl-C a cancellation. In gRPC's synchronous calls the exception can strike while a lock of
+    # the channel is held, and the next call hangs.
+    with asyncio.Runner() as runner:
+        try:
+            if arguments.prompt is None:
+                _converse(runner, client, options, arguments)
+            else:
+                opening = [Message("system", arguments.system)] if arguments.system else []
+                messages = [*opening, Message("user", arguments.prompt)]
+                show(sys.stderr, runner.run(one_shot(client, messages, options, sys.stdout)) + "\n")
+        finally:
+            runner.run(client.close())
+
+
+def _converse(runner: asyncio.Runner, client: AsyncClient, options: ChatOptions, arguments: argparse.Namespace) -> None:
+    model = runner.run(client.get_model(arguments.model))
+    show(sys.stderr, f"{model.name} at {client.target}. /help lists the commands, Ctrl-D ends.\n")
+    # Importing it is what gives `input` line editing and a history; some builds of Python lack it.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")
+    prompt = "> " if sys.stdin.isatty() else ""
+    session = ChatSession(client, options, system=arguments.system, screen=sys.stdout)
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            show(sys.stdout, "\n")
             return
-        model = client.get_model(arguments.model)
-        sys.stderr.write(f"{greeting(model, client.target)}\n")
-        # Importing it is what gives `input` line editing and a history; some builds of Python lack it.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("readline")
-        session = ChatSession(client, options, system=arguments.system, screen=sys.stdout)
-        session.run(input if sys.stdin.isatty() else lambda _: input(), explain)
+        except KeyboardInterrupt:
+            show(sys.stdout, "\n(Ctrl-D ends)\n")
+            continue
+        try:
+            if line:
+                runner.run(session.take(line))
+        except KeyboardInterrupt:
+            # The session has said so already.
+            continue
+        except HeadraceError as error:
+            show(sys.stdout, f"\n{explain(error)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,14 @@
 """A conversation in a terminal: what was said so far, how an answer is shown, and the commands."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import TextIO
 
+from headrace.client.aio import AsyncClient
+from headrace.client.aio_stream import AsyncGenerationStream
 from headrace.client.chat import Message
-from headrace.client.operations import Model
 from headrace.client.options import ChatOptions
-from headrace.client.sync import Client
-from headrace.client.sync_stream import GenerationStream
-from headrace.contract.errors import HeadraceError
+from headrace.client.progress import StreamProgress
 
 _HELP = """\
 /reset  forgets the conversation
@@ -20,7 +20,7 @@ Ctrl-C cancels an answer and keeps what came; Ctrl-D ends."""
 class ChatSession:
     """One conversation. It goes on after a failed or cancelled answer."""
 
-    def __init__(self, client: Client, options: ChatOptions, *, system: str = "", screen: TextIO) -> None:
+    def __init__(self, client: AsyncClient, options: ChatOptions, *, system: str = "", screen: TextIO) -> None:
         self._client = client
         self._options = options
         self._opening = [Message("system", system)] if system else []
@@ -28,46 +28,28 @@ class ChatSession:
         self._screen = screen
         self._last_stats = "no answer yet"
 
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """What the model is told next, oldest first."""
-        return (*self._opening, *self._turns)
+    async def take(self, line: str) -> None:
+        """Answers a line, or does what it commands.
 
-    def run(self, read_line: Callable[[str], str], explain: Callable[[HeadraceError], str]) -> None:
-        """Answers lines until their end.
-
-        `read_line` works as `input` does: it raises EOFError at the end, and KeyboardInterrupt for Ctrl-C.
-        """
-        while True:
-            try:
-                line = read_line("> ").strip()
-            except EOFError:
-                self._show("\n")
-                return
-            except KeyboardInterrupt:
-                self._show("\n(Ctrl-D ends)\n")
-                continue
-            if line.startswith("/"):
-                self._show(self._command(line) + "\n")
-            elif line:
-                try:
-                    self.answer(line)
-                except HeadraceError as error:
-                    self._show(f"\n{explain(error)}\n")
-
-    def answer(self, text: str) -> None:
-        """Asks, and shows the answer as it comes. Ctrl-C cancels the answer; the part that came is remembered.
+        When it is cancelled, the part of the answer that was shown is remembered.
 
         Raises:
             HeadraceError: the request failed; the conversation is as it was before.
         """
-        question = Message("user", text)
-        with self._client.chat_stream((*self.messages, question), **self._options) as stream:
+        if line.startswith("/"):
+            show(self._screen, self._command(line) + "\n")
+            return
+        question = Message("user", line)
+        async with self._client.chat_stream((*self._opening, *self._turns, question), **self._options) as stream:
             try:
-                show_answer(stream, self._screen)
-            except KeyboardInterrupt:
-                stream.cancel()
-                self._show("\n(cancelled)\n")
+                await show_answer(stream, self._screen)
+            except asyncio.CancelledError:
+                show(self._screen, "\n(cancelled)\n")
+                self._remember(question, stream)
+                raise
+        self._remember(question, stream)
+
+    def _remember(self, question: Message, stream: AsyncGenerationStream) -> None:
         # The model goes on from what the person saw; of a question without an answer nothing stays.
         if stream.text:
             self._turns += [question, Message("assistant", stream.text)]
@@ -85,26 +67,36 @@ class ChatSession:
             case _:
                 return f"there is no command {line}\n{_HELP}"
 
-    def _show(self, text: str) -> None:
-        self._screen.write(text)
-        self._screen.flush()
+
+async def one_shot(client: AsyncClient, messages: Sequence[Message], options: ChatOptions, screen: TextIO) -> str:
+    """Shows one answer as it comes and returns the line about its speed.
+
+    Raises:
+        HeadraceError: the request failed.
+    """
+    async with client.chat_stream(messages, **options) as stream:
+        await show_answer(stream, screen)
+    return stats_line(stream)
 
 
-def show_answer(stream: GenerationStream, screen: TextIO) -> None:
+async def show_answer(stream: AsyncGenerationStream, screen: TextIO) -> None:
     """Writes an answer as it comes, and ends its line.
 
     Raises:
         HeadraceError: the request failed.
     """
-    for text in stream.texts():
-        screen.write(text)
-        # Whoever watches sees each token when it was generated.
-        screen.flush()
-    screen.write("\n")
+    async for text in stream.texts():
+        show(screen, text)
+    show(screen, "\n")
+
+
+def show(screen: TextIO, text: str) -> None:
+    """Writes a text at once: whoever watches sees each token when it was generated."""
+    screen.write(text)
     screen.flush()
 
 
-def stats_line(stream: GenerationStream) -> str:
+def stats_line(stream: StreamProgress) -> str:
     """Returns the speed of a finished answer in one line."""
     usage = stream.finished.usage
     parts: list[str] = []
@@ -116,19 +108,3 @@ def stats_line(stream: GenerationStream) -> str:
     parts.append(f"{usage.generated_token_count} token{plural}")
     parts.append(f"{usage.cached_token_count} of {usage.prompt_token_count} prompt tokens cached")
     return " · ".join(parts)
-
-
-def greeting(model: Model, target: str) -> str:
-    """Returns the line that opens a conversation."""
-    return f"{model.name} at {target}. /help lists the commands, Ctrl-D ends."
-
-
-def one_shot(client: Client, messages: Sequence[Message], options: ChatOptions, screen: TextIO) -> str:
-    """Shows one answer as it comes and returns the line about its speed.
-
-    Raises:
-        HeadraceError: the request failed.
-    """
-    with client.chat_stream(messages, **options) as stream:
-        show_answer(stream, screen)
-    return stats_line(stream)

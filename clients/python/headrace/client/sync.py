@@ -45,6 +45,10 @@ class Client:
     and within its deadline: when the server is full, draining or cannot be
     reached. Whatever fails raises an error of `headrace.client`, such as
     `QueueFull`, with the gRPC error as its `__cause__`.
+
+    After a KeyboardInterrupt inside of a call make a new client: gRPC's channel
+    may not have survived it. A program that goes on after Ctrl-C does better
+    with `AsyncClient`.
     """
 
     def __init__(
