@@ -25,7 +25,7 @@ REQUEST_ID_KEY = "x-request-id"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
-_OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$")
+_OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
 
 # The edge to grpc: requests and responses are whatever the method's messages are.
 _Context = ServicerContext[Any, Any]

@@ -1,0 +1,74 @@
+"""The command `headrace`: finds the subcommand and imports only what that one needs."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import NamedTuple, cast
+
+from headrace.contract.errors import StartupError
+
+
+class Command(NamedTuple):
+    """A subcommand and where it is."""
+
+    target: str
+    """Module and function."""
+    extra: str
+    """The extra that installs what it needs; empty for the base install."""
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command(
+        "headrace.services.router_process:main_serve", "router,shard", "a router and its shards, supervised"
+    ),
+    "router": Command("headrace.services.router_process:main", "router", "a router for shards that run elsewhere"),
+    "shard": Command("headrace.services.shard_process:main", "shard", "a model server for one router"),
+    "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
+}
+
+EXIT_USAGE = 2
+EXIT_FAILURE = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the process's exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in {"-h", "--help", "help"}:
+        sys.stdout.write(usage())
+        return 0 if given else EXIT_USAGE
+    if name in {"-V", "--version", "version"}:
+        sys.stdout.write(f"headrace {version('headrace')}\n")
+        return 0
+    command = COMMANDS.get(name)
+    if command is None:
+        sys.stderr.write(f"headrace: unknown command {name!r}; there are: {', '.join(COMMANDS)}\n")
+        return EXIT_USAGE
+    try:
+        return _load(name, command)(given[1:])
+    except StartupError as error:
+        sys.stderr.write(f"headrace {name}: {error.message}\n")
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return 130
+
+
+def usage() -> str:
+    """Returns the list of subcommands."""
+    rows = "".join(f"  {name:<8} {command.summary}\n" for name, command in COMMANDS.items())
+    return f"usage: headrace COMMAND [--help]\n\n{rows}  version  the version\n"
+
+
+def _load(name: str, command: Command) -> Callable[[Sequence[str]], int]:
+    module_name, _, function_name = command.target.partition(":")
+    try:
+        return cast("Callable[[Sequence[str]], int]", getattr(import_module(module_name), function_name))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("headrace"):
+            raise
+        raise StartupError(
+            f"the package {error.name!r} is missing; install what {name} needs with: "
+            f"pip install 'headrace[{command.extra}]'"
+        ) from error

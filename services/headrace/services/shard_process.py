@@ -1,0 +1,166 @@
+"""`headrace shard`: one process that runs the steps of a model for one router at a time."""
+
+import asyncio
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from headrace.contract.errors import StartupError
+from headrace.internal.v1 import shard_service_pb2
+from headrace.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+from headrace.services import event_loop
+from headrace.services.address import parse_address
+from headrace.services.channel_options import ServerLimits
+from headrace.services.grpc_server import GrpcServer
+from headrace.services.log import Event, configure, logger
+from headrace.services.model_source import resolve_model
+from headrace.services.settings import ShardSettings
+from headrace.services.settings_loader import load_settings
+from headrace.services.shard_servicer import ShardServicer
+from headrace.services.shutdown import Shutdown
+from headrace.shard.engine import Engine
+from headrace.shard.options import OptionValue
+from headrace.shard.registry import create_engine
+from headrace.shard.worker import Worker
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a shard until it is told to end; returns the process's exit status."""
+    settings = load_settings("shard", ShardSettings, arguments)
+    configure(level=settings.log_level, style=settings.log_format)
+    return event_loop.run(run_shard(settings))
+
+
+async def run_shard(settings: ShardSettings) -> int:
+    """Serves at once, loads the engine meanwhile, and ends after a signal.
+
+    The shard does not wait for its router at the end: the router drains first,
+    and one that is still there replays its requests elsewhere.
+
+    Raises:
+        StartupError: the address or the engine's settings are wrong.
+    """
+    try:
+        address = parse_address(settings.listen)
+    except ValueError as error:
+        raise StartupError(f"--listen: {error}") from error
+    shutdown = Shutdown()
+    if settings.supervised:
+        _end_with_parent(shutdown)
+    servicer = ShardServicer(instance_id=uuid.uuid4().hex)
+    server = GrpcServer(
+        ServerLimits(message_size_limit_bytes=settings.message_size_limit_bytes),
+        allows_remote_plaintext=settings.insecure,
+    )
+    server.add(
+        shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
+        lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
+    )
+    await server.start([address])
+    # Not a context manager: an engine that is still loading must not hold up the end of the process.
+    loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+    loading = asyncio.get_running_loop().run_in_executor(loader, _load, settings, _Progress(servicer))
+    ending = asyncio.ensure_future(shutdown.requested.wait())
+    try:
+        waited: list[asyncio.Future[object]] = [loading, ending]  # type: ignore[list-item]  # only ever read
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            os._exit(0)  # torch cannot be interrupted while it loads
+        worker = Worker(_loaded(loading, servicer))
+        servicer.serve(worker)
+        await server.set_serving(is_serving=True)
+        logger().info(Event.ENGINE_READY, address=str(address))
+        await ending
+        await server.stop()
+        worker.close()
+        return 0
+    finally:
+        ending.cancel()
+        loader.shutdown(wait=False, cancel_futures=True)
+        await server.stop()
+
+
+class _Progress:
+    """Tells routers and the log what the engine is doing, from whichever thread it does it."""
+
+    def __init__(self, servicer: ShardServicer) -> None:
+        self._servicer = servicer
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, detail: str) -> None:
+        self._loop.call_soon_threadsafe(self._servicer.note_progress, detail)
+        logger().info(Event.ENGINE_PROGRESSED, detail=detail)
+
+
+def _loaded(loading: asyncio.Future[Engine], servicer: ShardServicer) -> Engine:
+    try:
+        return loading.result()
+    except StartupError as error:
+        servicer.fail(error.message)
+        logger().error(Event.ENGINE_FAILED, detail=error.message)
+        raise
+
+
+def _load(settings: ShardSettings, progress: _Progress) -> Engine:
+    return create_engine(settings.engine, engine_options(settings), progress)
+
+
+def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
+    """Returns what the engine is told.
+
+    Raises:
+        StartupError: the model cannot be found, or an engine option is not NAME=VALUE.
+    """
+    options: dict[str, OptionValue] = {}
+    if settings.engine == "native":
+        options = {
+            "model": str(resolve_model(settings.model, revision=settings.revision)),
+            "dtype": settings.dtype,
+            "device": settings.device,
+            "kernels": settings.kernels,
+            "thread_count": settings.threads,
+            "kv_memory_bytes": settings.kv_memory_bytes,
+            "context_token_count": settings.context_token_count,
+            "block_size": settings.block_size,
+            "block_count": settings.block_count,
+        }
+    elif settings.engine == "fake":
+        options = {"block_size": settings.block_size}
+        if settings.block_count:
+            options["block_count"] = settings.block_count
+        if settings.context_token_count:
+            options["context_token_count"] = settings.context_token_count
+    for text in settings.engine_option:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise StartupError(f"--engine-option: write NAME=VALUE, got {text!r}")
+        options[name] = _value(value)
+    return options
+
+
+def _value(text: str) -> OptionValue:
+    """Returns a number where the text is one."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _end_with_parent(shutdown: Shutdown) -> None:
+    """Ends this process when standard input closes: the parent holds the other end."""
+    loop = asyncio.get_running_loop()
+    descriptor = sys.stdin.fileno()
+
+    def on_readable() -> None:
+        if os.read(descriptor, 4096):
+            return
+        loop.remove_reader(descriptor)
+        if not shutdown.requested.is_set():
+            logger().warning(Event.PARENT_LOST)
+        shutdown.request()
+
+    loop.add_reader(descriptor, on_readable)

@@ -1,0 +1,103 @@
+"""Starts shard processes, starts them again when they die, and never leaves one behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from headrace.contract.clock import Clock
+from headrace.services.backoff import Backoff
+from headrace.services.log import Event, logger
+
+HEALTHY_AFTER_S = 30.0
+"""A shard that lived so long did not die of its start: the next one starts at once."""
+
+RESTART_FIRST_S, RESTART_LIMIT_S = 0.1, 30.0
+STOP_GRACE_S = 10.0
+"""How long a shard may take to end before it is killed."""
+
+
+def shard_command(*arguments: str) -> list[str]:
+    """Returns the command line of a shard process that ends with its parent."""
+    return [sys.executable, "-m", "headrace.services", "shard", "--supervised", *arguments]
+
+
+class ShardSupervisor:
+    """Keeps shard processes running.
+
+    Each child holds the reading end of a pipe as its standard input and ends
+    when that closes, so no way for this process to die leaves it behind.
+    """
+
+    def __init__(
+        self, commands: Sequence[Sequence[str]], *, clock: Clock, backoff_first_s: float = RESTART_FIRST_S
+    ) -> None:
+        self._commands = commands
+        self._clock = clock
+        self._backoff_first_s = backoff_first_s
+        self.pids: dict[int, int] = {}
+        """Process id of each shard that runs, by its number from 0."""
+
+    async def run(self) -> None:
+        """Runs the shards until cancelled; then ends them, politely at first."""
+        async with asyncio.TaskGroup() as group:
+            for number, command in enumerate(self._commands):
+                group.create_task(self._keep_running(number, command), name=f"shard {number}")
+
+    async def _keep_running(self, number: int, command: Sequence[str]) -> None:
+        backoff = Backoff(first_s=self._backoff_first_s, limit_s=RESTART_LIMIT_S)
+        while True:
+            started_s = self._clock.now()
+            exit_code = await self._run_once(number, command)
+            if self._clock.now() - started_s >= HEALTHY_AFTER_S:
+                backoff.reset()
+            wait_s = backoff.fail()
+            logger().warning(Event.SHARD_EXITED, shard=number, exit_code=exit_code, restart_in_s=wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _run_once(self, number: int, command: Sequence[str]) -> int:
+        with _start(command) as process:
+            self.pids[number] = process.pid
+            logger().info(Event.SHARD_STARTED, shard=number, pid=process.pid)
+            try:
+                await _exit_of(process)
+            except asyncio.CancelledError:
+                await _end(process)
+                raise
+            finally:
+                del self.pids[number]
+            return process.wait()
+
+
+def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    # The subprocess module starts children by vfork: a plain fork would run gRPC's handlers in the child.
+    # A session of its own keeps a terminal's Ctrl-C from ending the shard before the router has drained.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own command
+
+
+async def _exit_of(process: "subprocess.Popen[bytes]") -> None:
+    """Waits until a process has ended, without a thread: its pidfd becomes readable then."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        loop.add_reader(descriptor, lambda: None if ended.done() else ended.set_result(None))
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Asks a process to end, and kills it if it does not."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_GRACE_S):
+            await _exit_of(process)
+    except TimeoutError:
+        process.kill()
+    finally:
+        if process.poll() is None:
+            process.kill()
