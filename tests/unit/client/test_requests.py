@@ -43,6 +43,87 @@ GROUPS = {
 RENAMED = {"time_limit": "time_limit_s"}
 PROMPTS = {"text", "token_ids", "chat"}
 
+EVERY_OPTION: GenerateOptions = {
+    "model": "m",
+    "request_id": "r-1",
+    "adapter": "a",
+    "priority": -3,
+    "cache_salt": "tenant",
+    "completion_count": 2,
+    "best_of": 4,
+    "truncate_prompt_token_count": 100,
+    "add_special_tokens": False,
+    "temperature": 0.0,
+    "top_k": 40,
+    "top_p": 0.5,
+    "min_p": 0.25,
+    "typical_p": 0.75,
+    "seed": 2**64 - 1,
+    "repetition_penalty": 1.5,
+    "frequency_penalty": -0.5,
+    "presence_penalty": 0.0,
+    "logit_bias": {7: -100.0, 9: 2.5},
+    "banned_words": ["foo", "bar"],
+    "length_penalty": LengthPenalty(start_index=3, decay_factor=1.5),
+    "max_new_token_count": 64,
+    "min_new_token_count": 0,
+    "stop_sequences": ["\n\n", "END"],
+    "stop_token_ids": [1, 2],
+    "ignore_end_of_sequence": True,
+    "include_stop_sequence": False,
+    "time_limit_s": 1.5,
+    "token_logprobs": True,
+    "top_logprob_count": 5,
+    "prompt_logprobs": False,
+    "include_special_tokens": True,
+    "processed_logprobs": True,
+    "constraint": Regex("[a-z]+"),
+    "watermark": Watermark(key="k", gamma=0.25),
+}
+EVERY_FIELD = generate_pb.GenerateRequest(
+    text="Once",
+    model="m",
+    request_id="r-1",
+    adapter="a",
+    priority=-3,
+    cache_salt="tenant",
+    completion_count=2,
+    best_of=4,
+    truncate_prompt_token_count=100,
+    add_special_tokens=False,
+    sampling=sampling_pb.SamplingParams(
+        temperature=0.0,
+        top_k=40,
+        top_p=0.5,
+        min_p=0.25,
+        typical_p=0.75,
+        seed=2**64 - 1,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        presence_penalty=0.0,
+        logit_bias={7: -100.0, 9: 2.5},
+        banned_words=["foo", "bar"],
+        length_penalty=sampling_pb.LengthPenalty(start_index=3, decay_factor=1.5),
+    ),
+    stopping=generate_pb.StoppingRules(
+        max_new_token_count=64,
+        min_new_token_count=0,
+        stop_sequences=["\n\n", "END"],
+        stop_token_ids=[1, 2],
+        ignore_end_of_sequence=True,
+        include_stop_sequence=False,
+    ),
+    output=generate_pb.OutputOptions(
+        token_logprobs=True,
+        top_logprob_count=5,
+        prompt_logprobs=False,
+        include_special_tokens=True,
+        processed_logprobs=True,
+    ),
+    constraint=generate_pb.Constraint(regex="[a-z]+"),
+    watermark=generate_pb.Watermark(enabled=True, key="k", gamma=0.25),
+)
+
 
 def names(descriptor: Descriptor) -> set[str]:
     return {RENAMED.get(field.name, field.name) for field in descriptor.fields}
@@ -62,89 +143,11 @@ def test_every_field_of_the_contract_is_an_option_and_no_other() -> None:
 
 
 def test_a_full_request_equals_the_message_written_by_hand() -> None:
-    options: GenerateOptions = {
-        "model": "m",
-        "request_id": "r-1",
-        "adapter": "a",
-        "priority": -3,
-        "cache_salt": "tenant",
-        "completion_count": 2,
-        "best_of": 4,
-        "truncate_prompt_token_count": 100,
-        "add_special_tokens": False,
-        "temperature": 0.0,
-        "top_k": 40,
-        "top_p": 0.5,
-        "min_p": 0.25,
-        "typical_p": 0.75,
-        "seed": 2**64 - 1,
-        "repetition_penalty": 1.5,
-        "frequency_penalty": -0.5,
-        "presence_penalty": 0.0,
-        "logit_bias": {7: -100.0, 9: 2.5},
-        "banned_words": ["foo", "bar"],
-        "length_penalty": LengthPenalty(start_index=3, decay_factor=1.5),
-        "max_new_token_count": 64,
-        "min_new_token_count": 0,
-        "stop_sequences": ["\n\n", "END"],
-        "stop_token_ids": [1, 2],
-        "ignore_end_of_sequence": True,
-        "include_stop_sequence": False,
-        "time_limit_s": 1.5,
-        "token_logprobs": True,
-        "top_logprob_count": 5,
-        "prompt_logprobs": False,
-        "include_special_tokens": True,
-        "processed_logprobs": True,
-        "constraint": Regex("[a-z]+"),
-        "watermark": Watermark(key="k", gamma=0.25),
-    }
-    assert set(options) == set(GenerateOptions.__annotations__) - set(CallOptions.__annotations__)
-    expected = generate_pb.GenerateRequest(
-        text="Once",
-        model="m",
-        request_id="r-1",
-        adapter="a",
-        priority=-3,
-        cache_salt="tenant",
-        completion_count=2,
-        best_of=4,
-        truncate_prompt_token_count=100,
-        add_special_tokens=False,
-        sampling=sampling_pb.SamplingParams(
-            temperature=0.0,
-            top_k=40,
-            top_p=0.5,
-            min_p=0.25,
-            typical_p=0.75,
-            seed=2**64 - 1,
-            repetition_penalty=1.5,
-            frequency_penalty=-0.5,
-            presence_penalty=0.0,
-            logit_bias={7: -100.0, 9: 2.5},
-            banned_words=["foo", "bar"],
-            length_penalty=sampling_pb.LengthPenalty(start_index=3, decay_factor=1.5),
-        ),
-        stopping=generate_pb.StoppingRules(
-            max_new_token_count=64,
-            min_new_token_count=0,
-            stop_sequences=["\n\n", "END"],
-            stop_token_ids=[1, 2],
-            ignore_end_of_sequence=True,
-            include_stop_sequence=False,
-        ),
-        output=generate_pb.OutputOptions(
-            token_logprobs=True,
-            top_logprob_count=5,
-            prompt_logprobs=False,
-            include_special_tokens=True,
-            processed_logprobs=True,
-        ),
-        constraint=generate_pb.Constraint(regex="[a-z]+"),
-        watermark=generate_pb.Watermark(enabled=True, key="k", gamma=0.25),
-    )
+    assert set(EVERY_OPTION) == set(GenerateOptions.__annotations__) - set(CallOptions.__annotations__)
+    expected = generate_pb.GenerateRequest()
+    expected.CopyFrom(EVERY_FIELD)
     expected.stopping.time_limit.FromMilliseconds(1500)
-    assert generate_request("Once", options) == expected
+    assert generate_request("Once", EVERY_OPTION) == expected
 
 
 def test_what_is_left_out_or_none_stays_unset() -> None:
