@@ -13,7 +13,7 @@ from headrace.router.template_environment import TemplateEnvironment, TemplateTo
 RESERVED_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 """Variables of a template that the prompt itself sets."""
 
-_STEP_LIMIT = 1_000_000
+_STEP_LIMIT = 200_000
 _OUTPUT_LIMIT_CHARACTERS = 16 * 2**20
 _SHOWN_CHARACTERS = 200
 

@@ -145,13 +145,16 @@ def _turn_end(card: ModelCard, facts: ModelFacts) -> int | None:
     template = card.compile_chat_template()
     if template is None:
         return None
-    question = ChatMessage(role="user", content=_PROBE_WORD)
+    question = ChatMessage(role="user", content="question")
     answer = ChatMessage(role="assistant", content=_PROBE_WORD)
     try:
         text = template.render(ChatPrompt(messages=(question, answer)))
     except (InvalidRequest, FeatureUnsupported):
         # A template for conversations of another shape; what is declared has to do.
         return None
-    rest = text.rpartition(_PROBE_WORD)[2].lstrip()
+    _, answer_found, rest = text.rpartition(_PROBE_WORD)
+    if not answer_found:
+        return None
+    rest = rest.lstrip()
     found = [token for token in facts.special_token_ids if token and rest.startswith(token)]
     return facts.special_token_ids[max(found, key=len)] if found else None
