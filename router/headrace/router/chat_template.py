@@ -16,6 +16,8 @@ RESERVED_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "c
 _STEP_LIMIT = 200_000
 _OUTPUT_LIMIT_CHARACTERS = 16 * 2**20
 _SHOWN_CHARACTERS = 200
+_EXACT_INTEGER_END = 2**53
+"""From here on a double stands for more than one whole number."""
 
 # The space tells whether the template trimmed the message: then the mark has lost it.
 _CONTINUATION_MARK = "\ue000continues here\ue001 "
@@ -96,7 +98,7 @@ class ChatTemplate:
             raise InvalidRequest.of("chat", f"the model's chat template was stopped: {error}") from error
         except TemplateError as error:
             raise InvalidRequest.of("chat", f"refused by the model's chat template: {_shown(error)}") from error
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # What a template computes with is the caller's: a missing key, a string in place of a list.
             detail = f"{type(error).__name__}: {_shown(error)}"
             raise InvalidRequest.of("chat", f"the model's chat template cannot render it: {detail}") from error
@@ -140,7 +142,7 @@ def _whole_numbers(value: JsonValue) -> JsonValue:
 
     google.protobuf.Struct only knows doubles, and a model that learned `"minimum": 0` has not learned `"minimum": 0.0`.
     """
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_INTEGER_END:
         return int(value)
     if isinstance(value, list):
         return [_whole_numbers(item) for item in value]

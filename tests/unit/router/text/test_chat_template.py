@@ -113,10 +113,10 @@ def test_tools(transformers_tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_whole_numbers_of_a_schema_are_written_as_such() -> None:
     """They come as doubles, since google.protobuf.Struct has nothing else."""
-    tool = Tool(name="f", description="", parameters={"properties": {"a": {"minimum": 0.0, "enum": [1.0, 1.5]}}})
+    tool = Tool(name="f", description="", parameters={"properties": {"a": {"minimum": 0.0, "enum": [1.0, 1.5, 1e300]}}})
     template = ChatTemplate("{{ tools[0].function.parameters | tojson }}", {})
     text = template.render(ChatPrompt(messages=(QUESTION,), tools=(tool,)))
-    assert text == '{"properties": {"a": {"minimum": 0, "enum": [1, 1.5]}}}'
+    assert text == '{"properties": {"a": {"minimum": 0, "enum": [1, 1.5, 1e+300]}}}'
 
 
 def test_arguments_reach_the_template(transformers_tokenizer: PreTrainedTokenizerBase) -> None:
