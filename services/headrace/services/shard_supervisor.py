@@ -20,8 +20,8 @@ STOP_GRACE_S = 10.0
 
 
 def shard_command(*arguments: str) -> list[str]:
-    """Returns the command line of a shard process that ends with its parent."""
-    return [sys.executable, "-m", "headrace.services", "shard", "--supervised", *arguments]
+    """Returns the command line of a shard process; `exit_with_parent` has to be among its settings."""
+    return [sys.executable, "-m", "headrace.services", "shard", *arguments]
 
 
 class ShardSupervisor:

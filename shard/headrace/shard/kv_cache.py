@@ -1,7 +1,9 @@
 """Sizes the KV cache by an explained budget, and allocates it."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from headrace.contract.errors import StartupError
@@ -64,7 +66,7 @@ def plan_budget(
     Raises:
         StartupError: the cache would not hold a single sequence of one block, or not fit.
     """
-    block_bytes = 2 * config.layer_count * config.kv_head_count * block_size * config.head_dim * dtype.itemsize
+    block_bytes = smallest_budget(config, dtype=dtype, block_size=block_size).block_size_bytes
     if block_count:
         reason = "as block_count says"
     elif memory_bytes:
@@ -85,17 +87,37 @@ def plan_budget(
     return KvBudget(block_count=block_count, block_size=block_size, block_size_bytes=block_bytes, reason=reason)
 
 
+def smallest_budget(config: ModelConfig, *, dtype: torch.dtype, block_size: int) -> KvBudget:
+    """Returns a cache of a single block."""
+    return KvBudget(
+        block_count=1,
+        block_size=block_size,
+        block_size_bytes=2 * config.layer_count * config.kv_head_count * block_size * config.head_dim * dtype.itemsize,
+        reason="the smallest",
+    )
+
+
 def allocate(
     config: ModelConfig, budget: KvBudget, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[LayerCache, ...]:
     """Returns the cache of every layer, zeroed, so that no block ever holds a NaN that nobody computed."""
     shape = (budget.block_count, config.kv_head_count, budget.block_size, config.head_dim)
     return tuple(
-        LayerCache(
-            keys=torch.zeros(shape, dtype=dtype, device=device), values=torch.zeros(shape, dtype=dtype, device=device)
-        )
+        LayerCache(keys=_zeros(shape, dtype, device), values=_zeros(shape, dtype, device))
         for _ in range(config.layer_count)
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Returns zeros that, on a CPU, take memory only where they are written.
+
+    torch.zeros touches every page; numpy asks the system for pages that are zero
+    already, so a cache of gigabytes is there at once and costs what is used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _mebibytes(size_bytes: int) -> str:
