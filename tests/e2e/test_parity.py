@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from headrace.contract.sampling import LogprobOptions
 from headrace.contract.step import RowEnd
-from headrace.shard.engines.native import NativeEngine, NativeOptions, load_native_engine
+from headrace.shard.engines.native import NativeEngine, load_native_engine
+from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.gguf_weights import GgufSource
 from headrace.shard.worker import Worker
 

@@ -61,7 +61,7 @@ def plan_budget(
         block_count: Blocks as asked for; 0 decides by memory.
         memory_bytes: Memory as asked for; 0 takes a share of what is available.
         available_bytes: Memory that is left after loading.
-        most_token_count: Tokens beyond which more blocks could never be used.
+        most_token_count: Tokens beyond which more blocks could never be used; 0 if there is no such number.
 
     Raises:
         StartupError: the cache would not hold a single sequence of one block, or not fit.
@@ -75,7 +75,7 @@ def plan_budget(
     else:
         block_count = int(available_bytes * _AUTOMATIC_SHARE) // block_bytes
         reason = f"{_AUTOMATIC_SHARE:.0%} of the {_mebibytes(available_bytes)} left after loading"
-        if (usable := -(-most_token_count // block_size)) < block_count:
+        if 0 < (usable := -(-most_token_count // block_size)) < block_count:
             block_count, reason = usable, "all that the largest batch can use"
     if block_count < 1:
         raise StartupError(f"KV cache: not one block of {_mebibytes(block_bytes)} fits ({reason})")

@@ -41,6 +41,18 @@ class ModelRunner:
             attention=attention,
         )
 
+    def warm_up(self) -> None:
+        """Computes one token, so that whatever is built or allocated on first use is there. Block 0 is overwritten."""
+        one, zero = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        flat = FlatTokens(
+            token_ids=zero,
+            positions=zero,
+            slot_ids=zero,
+            query_starts=np.array([0, 1], dtype=np.int64),
+            context_lengths=one,
+        )
+        self.run(self.prepare(flat, np.zeros((1, 1), dtype=np.int32), one.astype(np.bool_)))
+
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> torch.Tensor:
         """Returns logits, [sampling, vocabulary], one row for each row that samples."""

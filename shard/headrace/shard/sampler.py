@@ -31,6 +31,7 @@ class Sampler:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
+    @torch.inference_mode()
     def draw(self, logits: torch.Tensor, batch: InputBatch, step: StepRows) -> Draw:
         """Draws a token for every row that samples.
 

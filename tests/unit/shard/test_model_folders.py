@@ -20,7 +20,8 @@ from transformers import (
 
 from headrace.contract.errors import StartupError
 from headrace.contract.sampling import LogprobOptions
-from headrace.shard.engines.native import NativeEngine, NativeOptions, load_native_engine
+from headrace.shard.engines.native import NativeEngine, load_native_engine
+from headrace.shard.engines.native_options import NativeOptions
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",

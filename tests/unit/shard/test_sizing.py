@@ -37,7 +37,7 @@ def plan(**changes: int) -> KvBudget:
         "block_count": 0,
         "memory_bytes": 0,
         "available_bytes": 1000 * BLOCK_BYTES,
-        "most_token_count": 1 << 40,
+        "most_token_count": 0,
     }
     return plan_budget(CONFIG, dtype=torch.float32, **(arguments | changes))
 

@@ -1,0 +1,146 @@
+"""Loads a model for the native engine: weights first, a warm-up, then the KV cache in the memory that is left."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from headrace.contract.engine import EngineDescription
+from headrace.contract.errors import StartupError
+from headrace.kernels.dispatch import Kernels, KernelsUnavailable, select
+from headrace.shard import kv_cache
+from headrace.shard.attention import PagedAttention
+from headrace.shard.capabilities import SUPPORTED_FIELDS
+from headrace.shard.engines.native_options import NativeOptions
+from headrace.shard.kv_cache import KvBudget
+from headrace.shard.memory import available_bytes
+from headrace.shard.model_runner import ModelRunner
+from headrace.shard.models.config import ModelConfig
+from headrace.shard.models.registry import ModelBuilder, load_model, open_source
+from headrace.shard.models.rotary import build_table
+from headrace.shard.weights import WeightReader
+
+_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""NOTE: `auto` is float32, whose greedy tokens can be compared with any other implementation's;
+bfloat16 halves the memory and is faster where the processor has instructions for it."""
+
+
+class NativeLoader:
+    """Takes the steps from options to a model that can run."""
+
+    def __init__(self, options: NativeOptions, progress: Callable[[str], None]) -> None:
+        """Opens the model's files.
+
+        Raises:
+            StartupError: an option is wrong, or the files hold no supported model.
+        """
+        if options.thread_count:
+            torch.set_num_threads(options.thread_count)
+        self._options = options
+        self._progress = progress
+        self._dtype = _choose_dtype(options)
+        self._device = _choose_device(options)
+        self.kernels = _choose_kernels(options, self._device)
+        """The version of the operators."""
+        progress(f"opening {options.model}")
+        self._source = open_source(Path(options.model))
+        self._config = self._source.config
+        self._context_token_count = _choose_context(options, self._config)
+        self._build: ModelBuilder | None = None
+        self._cos_sin = build_table(
+            size=self._config.head_dim,
+            base=self._config.rotary_base,
+            scaling=self._config.rotary_scaling,
+            position_count=self._context_token_count,
+        ).to(self._device)
+
+    def load_weights(self) -> None:
+        """Loads every weight.
+
+        Raises:
+            StartupError: a tensor is missing, unknown or of the wrong shape.
+        """
+        reader = WeightReader(self._source, dtype=self._dtype, device=self._device, progress=self._progress)
+        self._build = load_model(self._config, reader, self.kernels)
+
+    def size_cache(self) -> KvBudget:
+        """Runs the model once over a cache of one block, and decides by what memory is left then.
+
+        Raises:
+            StartupError: the cache that was asked for does not fit, or none does.
+        """
+        options = self._options
+        self._progress("warming up")
+        smallest = kv_cache.smallest_budget(self._config, dtype=self._dtype, block_size=options.block_size)
+        self.complete(smallest).warm_up()
+        budget = kv_cache.plan_budget(
+            self._config,
+            dtype=self._dtype,
+            block_size=options.block_size,
+            block_count=options.block_count,
+            memory_bytes=options.kv_memory_bytes,
+            available_bytes=available_bytes(self._device),
+            most_token_count=options.row_limit * self._context_token_count,
+        )
+        self._progress(budget.explain())
+        return budget
+
+    def complete(self, budget: KvBudget) -> ModelRunner:
+        """Returns the loaded model over a cache of this size."""
+        assert self._build is not None
+        attentions = tuple(
+            PagedAttention(kernels=self.kernels, cache=cache, cos_sin=self._cos_sin, scale=self._config.head_dim**-0.5)
+            for cache in kv_cache.allocate(self._config, budget, dtype=self._dtype, device=self._device)
+        )
+        return ModelRunner(
+            self._build(attentions), kernels=self.kernels, block_size=budget.block_size, device=self._device
+        )
+
+    def describe(self, budget: KvBudget) -> EngineDescription:
+        """Returns what the engine says of itself."""
+        return EngineDescription(
+            engine="native",
+            architecture=self._config.architecture,
+            weight_type=str(self._dtype).removeprefix("torch."),
+            vocabulary_size=self._config.vocabulary_size,
+            context_token_count=self._context_token_count,
+            block_size=budget.block_size,
+            block_count=budget.block_count,
+            steps_in_flight=2,
+            supported_fields=SUPPORTED_FIELDS,
+            end_of_sequence_token_ids=self._config.end_of_sequence_token_ids,
+            row_limit=self._options.row_limit,
+            token_limit=self._options.token_limit,
+        )
+
+
+def _choose_dtype(options: NativeOptions) -> torch.dtype:
+    if options.dtype not in _DTYPES:
+        raise StartupError(f"engine option dtype: {options.dtype!r} is none of {', '.join(_DTYPES)}")
+    return _DTYPES[options.dtype]
+
+
+def _choose_device(options: NativeOptions) -> torch.device:
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        # torch says "not compiled with CUDA" by an AssertionError.
+        raise StartupError(f"engine option device: {options.device!r} cannot be used: {error}") from error
+    return device
+
+
+def _choose_kernels(options: NativeOptions, device: torch.device) -> Kernels:
+    try:
+        return select(device, options.kernels)
+    except KernelsUnavailable as error:
+        raise StartupError(f"engine option kernels: {error}") from error
+
+
+def _choose_context(options: NativeOptions, config: ModelConfig) -> int:
+    limit = config.context_token_count
+    if options.context_token_count > limit:
+        raise StartupError(
+            f"engine option context_token_count: {options.context_token_count} is more than the model's {limit}"
+        )
+    return options.context_token_count or limit

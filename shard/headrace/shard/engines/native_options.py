@@ -1,0 +1,31 @@
+"""What can be set about the native engine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeOptions:
+    """How the native engine runs a model."""
+
+    model: str
+    """A folder with config.json and safetensors files, or a GGUF file."""
+    dtype: str = "auto"
+    """Of weights, activations and KV cache: float32, bfloat16 or auto, which is float32."""
+    device: str = "cpu"
+    """As torch names it."""
+    kernels: str = "auto"
+    """A version of the operators; auto takes the fastest that runs on the device."""
+    block_size: int = 16
+    """Tokens per KV block."""
+    block_count: int = 0
+    """KV blocks; 0 decides by memory."""
+    kv_memory_bytes: int = 0
+    """Memory for the KV cache; 0 takes half of what is left after loading, but no more than can be used."""
+    context_token_count: int = 0
+    """Longest sequence; 0 takes the model's, which it must not exceed."""
+    row_limit: int = 256
+    """Most rows in a step; 0 sets no limit."""
+    token_limit: int = 8192
+    """Most tokens in a step; 0 sets no limit."""
+    thread_count: int = 0
+    """Threads of torch's operators in this process; 0 leaves them as they are."""
