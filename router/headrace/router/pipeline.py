@@ -49,7 +49,7 @@ from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
 from headrace.router.sequence import Sequence
 from headrace.router.tokenizer import Tokenizer
-from headrace.router.validation import RequestLimits, Validator, deliverable_fields
+from headrace.router.validation import RequestLimits, Validator
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -244,15 +244,13 @@ class Pipeline:
             raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
         limits = self.model.limits
         context = min(limits.context_token_count, description.context_token_count)
-        return Capabilities(
-            description=description,
-            limits=replace(
-                limits,
-                context_token_count=context,
-                prompt_token_count=min(limits.prompt_token_count, context - 1),
-            ),
-            supported_fields=deliverable_fields(description.supported_fields),
+        limits = replace(
+            limits,
+            context_token_count=context,
+            prompt_token_count=min(limits.prompt_token_count, context - 1),
         )
+        validator = Validator(self.model.card, limits, description.supported_fields)
+        return Capabilities(description=description, limits=limits, validator=validator)
 
     def _check_open(self) -> None:
         if self._refusal is not None:
@@ -269,8 +267,7 @@ class Pipeline:
             raise ModelNotFound(f"model {name!r} is not served here; {served!r} is", metadata={"model": name})
 
     def _validator(self) -> Validator:
-        now = self.capabilities()
-        return Validator(self.model.card, now.limits, now.description.supported_fields)
+        return self.capabilities().validator
 
     def _claim_id(self, wanted: str) -> str:
         request_id = wanted or self._new_request_id()
@@ -350,7 +347,8 @@ class Capabilities:
 
     description: EngineDescription
     limits: RequestLimits
-    supported_fields: frozenset[str]
+    validator: Validator
+    """Knows the supported fields and what unset ones mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,9 @@ _TOOL_CHOICE_MODES = {
     chat_pb2.TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.NAMED,
 }
 
+_EXACT_INTEGER_LIMIT = 2**53
+"""From here on a double stands for several integers."""
+
 
 def request_from_proto(request: generate_service_pb2.GenerateRequest, *, deadline_s: float | None) -> GenerationRequest:
     """Returns what a client asked for.
@@ -246,7 +249,7 @@ def _json_value(value: struct_pb2.Value) -> JsonValue:
         case "number_value":
             # Struct has doubles alone; a template that prints `"maximum": 5` must not see 5.0.
             number = value.number_value
-            return int(number) if number.is_integer() else number
+            return int(number) if number.is_integer() and abs(number) < _EXACT_INTEGER_LIMIT else number
         case "list_value":
             return [_json_value(item) for item in value.list_value.values]
         case "struct_value":

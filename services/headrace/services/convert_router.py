@@ -1,13 +1,9 @@
 """Converts what the router knows of its models and replicas to `headrace.v1`."""
 
-from collections.abc import Sequence
-
-from headrace.contract.engine import EngineDescription
 from headrace.contract.sampling import SamplingOptions
-from headrace.router.pipeline import ServedModel
+from headrace.router.pipeline import Capabilities, ServedModel
 from headrace.router.replica import ReplicaState, ReplicaStatus
 from headrace.router.stats import SchedulerStats
-from headrace.router.validation import RequestLimits
 from headrace.services.convert_request import sampling_to_proto
 from headrace.v1 import router_service_pb2 as pb
 
@@ -19,25 +15,16 @@ _STATES = {
 }
 
 
-def model_to_proto(
-    model: ServedModel,
-    limits: RequestLimits,
-    description: EngineDescription,
-    *,
-    supported_fields: Sequence[str],
-    message_size_bytes: int,
-) -> pb.Model:
+def model_to_proto(model: ServedModel, capabilities: Capabilities, *, message_size_bytes: int) -> pb.Model:
     """Returns a model as GetModel shows it.
 
     Args:
         model: What the router knows of it.
-        limits: The limits in force, the engine's included.
-        description: What the engine said of itself.
-        supported_fields: Fields of GenerateRequest that a request may set.
+        capabilities: What a request may ask for, the engine's limits included.
         message_size_bytes: Largest message that the server receives.
     """
-    card = model.card
-    defaults = card.default_sampling
+    card, description, limits = model.card, capabilities.description, capabilities.limits
+    defaults = capabilities.validator.default_sampling
     return pb.Model(
         name=card.name,
         engine=description.engine,
@@ -67,7 +54,7 @@ def model_to_proto(
             )
         ),
         default_max_new_token_count=card.default_max_new_token_count,
-        supported_fields=sorted(supported_fields),
+        supported_fields=sorted(capabilities.validator.supported_fields),
         end_of_sequence_token_ids=card.end_of_sequence_token_ids,
         has_chat_template=model.template is not None,
     )

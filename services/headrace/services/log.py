@@ -38,6 +38,7 @@ class Event(StrEnum):
     ENGINE_PROGRESSED = "engine_progressed"
     ENGINE_READY = "engine_ready"
     LIBRARY_REPORTED = "library_reported"
+    MODEL_DEFAULTS_DROPPED = "model_defaults_dropped"
     NEW_CALLS_REFUSED = "new_calls_refused"
     PARENT_LOST = "parent_lost"
     PLAN_REJECTED = "plan_rejected"
@@ -65,6 +66,7 @@ EVENT_TEXTS: Mapping[Event, str] = {
     Event.ENGINE_PROGRESSED: "What the engine is doing while it starts.",
     Event.ENGINE_READY: "The engine takes steps.",
     Event.LIBRARY_REPORTED: "A library wrote to Python's own logging.",
+    Event.MODEL_DEFAULTS_DROPPED: "The model asks for sampling options by default that the engine lacks.",
     Event.NEW_CALLS_REFUSED: "The drain refuses new calls from now on.",
     Event.PARENT_LOST: "The supervisor is gone, so the shard ends too.",
     Event.PLAN_REJECTED: "A shard refused a step plan: a bug, or router and shard are of different versions.",
@@ -92,6 +94,7 @@ KEY_TEXTS: Mapping[str, str] = {
     "event": "Name of the event.",
     "exception": "The traceback of a bug.",
     "exit_code": "Exit status of a process; negative is the signal that ended it.",
+    "fields": "Fields of GenerateRequest concerned.",
     "generated_token_count": "Tokens generated so far.",
     "in_flight_count": "Calls that have not ended.",
     "instance_id": "Changes with every start of a shard.",

@@ -18,7 +18,7 @@ from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
 from headrace.services.channel_options import ServerLimits
 from headrace.services.grpc_server import DrainTimes
-from headrace.services.log import configure, report
+from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
 from headrace.services.router_app import RouterApp, RouterOptions
 from headrace.services.settings import RouterOnlySettings, RouterSettings, ServeSettings, ShardSettings
@@ -140,6 +140,8 @@ def router_options(settings: RouterOnlySettings) -> RouterOptions:
 async def _announce(app: RouterApp, model: str, addresses: Sequence[str]) -> None:
     """Prints the one line that a person or a script waits for."""
     await app.wait_serving()
+    if dropped := app.pipeline.capabilities().validator.dropped_defaults():
+        logger().warning(Event.MODEL_DEFAULTS_DROPPED, fields=dropped)
     sys.stdout.write(f"headrace serves {model} on {', '.join(addresses)}\n")
     sys.stdout.flush()
 

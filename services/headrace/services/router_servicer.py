@@ -127,13 +127,8 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         return pb.FlushPrefixCacheResponse(flushed_block_count=self._pipeline.replicas.flush_prefix_cache())
 
     def _model(self) -> pb.Model:
-        capabilities = self._pipeline.capabilities()
         return model_to_proto(
-            self._pipeline.model,
-            capabilities.limits,
-            capabilities.description,
-            supported_fields=sorted(capabilities.supported_fields),
-            message_size_bytes=self._message_size_bytes,
+            self._pipeline.model, self._pipeline.capabilities(), message_size_bytes=self._message_size_bytes
         )
 
     def _replicas(self) -> list[pb.Replica]:
