@@ -98,6 +98,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
     ) -> pb.GenerateResponse:
         await self._script.begin(request, context)
         if self._script.gate is not None:
+            self._script.at_gate.set()
             try:
                 await self._script.gate.wait()
             except asyncio.CancelledError:

@@ -128,16 +128,26 @@ async def test_cancelling_the_task_of_a_unary_call_cancels_the_request(server: S
         await asyncio.wait_for(script.cancelled.wait(), 5)
 
 
-async def test_closing_the_client_ends_its_streams(server: Server, script: Script) -> None:
+async def test_closing_the_client_ends_its_calls(server: Server, script: Script) -> None:
     script.gate = asyncio.Event()
+    script.loads = (router_service_pb2.WatchLoadResponse(),)
     client = AsyncClient(server.target)
     stream = client.stream("Once")
     await anext(stream)
-    rest = asyncio.create_task(anext(stream, None))
+    loads = client.watch_load()
+    await anext(loads)
+    script.at_gate.clear()
+    whole = asyncio.create_task(client.generate("Once"))
+    await script.at_gate.wait()
+    delta = asyncio.create_task(anext(stream, None))
+    load = asyncio.create_task(anext(loads, None))
     await asyncio.sleep(0)
     await client.close()
-    assert await rest is None
+    assert await delta is None
     assert stream.is_cancelled
+    assert await load is None
+    with pytest.raises(RuntimeError, match="closed during the call"):
+        await whole
 
 
 async def test_another_thread_can_cancel_the_synchronous_stream(server: Server, script: Script) -> None:

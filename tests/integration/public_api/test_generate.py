@@ -198,7 +198,8 @@ async def test_a_full_queue_answers_with_a_hint_that_stock_clients_follow(deploy
             error = await failure(plain.unary_unary(method)(request_of(prompt(3), 5).SerializeToString()))
             assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
             delay = detail(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds()
-            assert dict(error.trailing_metadata() or ())["grpc-retry-pushback-ms"] == str(delay)
+            pushback = int(dict(error.trailing_metadata() or ())["grpc-retry-pushback-ms"])
+        assert abs(pushback - delay) <= 1  # one is rounded, the other cut
             patient = await server.generate.Generate(request_of(prompt(3), 5))
             assert tuple(patient.completions[0].token_ids) == expected_tokens(prompt(3), 5)
             await asyncio.gather(running, waiting)
@@ -247,6 +248,6 @@ async def test_a_stalled_reader_is_cut_off_and_slows_nobody(deploy: Deploy) -> N
         quick = await server.generate.Generate(request_of(prompt(2), 200))
         assert tuple(quick.completions[0].token_ids) == expected_tokens(prompt(2), 200)
         await server.until(lambda: server.app.pipeline.request_count == 0)
-        assert server.stats().leased_block_count == 0
+        await server.until(lambda: server.stats().leased_block_count == 0)
         error = await failure(stalled)
         assert (error.code(), reason(error)) == (grpc.StatusCode.CANCELLED, "READER_STALLED")
