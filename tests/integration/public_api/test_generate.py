@@ -199,7 +199,7 @@ async def test_a_full_queue_answers_with_a_hint_that_stock_clients_follow(deploy
             assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
             delay = detail(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds()
             pushback = int(dict(error.trailing_metadata() or ())["grpc-retry-pushback-ms"])
-        assert abs(pushback - delay) <= 1  # one is rounded, the other cut
+            assert abs(pushback - delay) <= 1  # one is rounded, the other cut
             patient = await server.generate.Generate(request_of(prompt(3), 5))
             assert tuple(patient.completions[0].token_ids) == expected_tokens(prompt(3), 5)
             await asyncio.gather(running, waiting)
