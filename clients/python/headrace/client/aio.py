@@ -7,9 +7,9 @@ from typing import Self, Unpack
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 
 from headrace.client import calls
+from headrace.client.aio_channel import AsyncChannel, is_task_cancelled
 from headrace.client.aio_stream import AsyncGenerationStream
 from headrace.client.calls import Call, ResponseT, ResultT
 from headrace.client.channel import (
@@ -80,7 +80,7 @@ class AsyncClient:
         Raises:
             ValueError: several addresses are given that gRPC cannot take together.
         """
-        self._connection = Connection.to(
+        connection = Connection.to(
             target,
             deadline_s=deadline_s,
             wait_for_ready=wait_for_ready,
@@ -90,14 +90,12 @@ class AsyncClient:
             message_size_limit_bytes=message_size_limit_bytes,
             channel_options=channel_options,
         )
-        self._channel: grpc.aio.Channel | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_closed = False
+        self._channel = AsyncChannel(connection)
 
     @property
     def target(self) -> str:
         """What the client connects to, as gRPC resolves it."""
-        return self._connection.target
+        return self._channel.target
 
     async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """Completes a text, or token ids used as they are, and returns the whole answer.
@@ -111,7 +109,7 @@ class AsyncClient:
             ServerUnreachable: there is no connection.
             HeadraceError: the call failed in another way.
         """
-        return await self._unary(calls.generate(prompt, options), options)
+        return await self._channel.unary(calls.generate(prompt, options), options)
 
     async def chat(self, messages: Sequence[MessageLike], **options: Unpack[ChatOptions]) -> Generation:
         """Answers a conversation, rendered by the model's own chat template.
@@ -121,7 +119,7 @@ class AsyncClient:
         Raises:
             HeadraceError: as `generate`.
         """
-        return await self._unary(calls.chat(messages, options), options)
+        return await self._channel.unary(calls.chat(messages, options), options)
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncGenerationStream:
         """Completes a text, or token ids used as they are, and returns the deltas as they are generated.
@@ -147,7 +145,7 @@ class AsyncClient:
         Raises:
             HeadraceError: the call failed.
         """
-        return await self._unary(calls.tokenize(text, options), options)
+        return await self._channel.unary(calls.tokenize(text, options), options)
 
     async def tokenize_chat(
         self, messages: Sequence[MessageLike], **options: Unpack[TokenizeChatOptions]
@@ -157,7 +155,7 @@ class AsyncClient:
         Raises:
             HeadraceError: the call failed.
         """
-        return await self._unary(calls.tokenize_chat(messages, options), options)
+        return await self._channel.unary(calls.tokenize_chat(messages, options), options)
 
     async def detokenize(
         self,
@@ -211,12 +209,16 @@ class AsyncClient:
         check_names(options, CallOptions)
         options.setdefault("deadline_s", None)
         call = calls.watch_load(interval_s)
-        responses = self._responses(call, options)
+        responses = self._channel.responses(call, options)
         try:
             async for response in responses:
                 yield call.read(response)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self.target) from error
+        except asyncio.CancelledError:
+            # The client was closed.
+            if is_task_cancelled():
+                raise
         finally:
             responses.cancel()
 
@@ -322,10 +324,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends every call of this client and closes its connections. Safe to repeat."""
-        self._is_closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -337,52 +336,7 @@ class AsyncClient:
 
     async def _operate(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
         check_names(options, CallOptions)
-        return await self._unary(call, options)
-
-    async def _unary(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
-        arguments = self._connection.call_arguments(options, call.request_id)
-        method = self._open_channel().unary_unary(call.path, calls.serialize, call.response_type.FromString)
-        try:
-            response = await method(
-                call.request,
-                timeout=arguments.timeout_s,
-                metadata=arguments.metadata,
-                wait_for_ready=arguments.wait_for_ready,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, self.target) from error
-        return call.read(response)
+        return await self._channel.unary(call, options)
 
     def _stream(self, call: calls.StreamCall, options: CallOptions) -> AsyncGenerationStream:
-        return AsyncGenerationStream(self._responses(call, options), self.target)
-
-    def _responses(
-        self, call: Call[ResponseT, ResultT], options: CallOptions
-    ) -> grpc.aio.UnaryStreamCall[Message, ResponseT]:
-        arguments = self._connection.call_arguments(options, call.request_id)
-        method = self._open_channel().unary_stream(call.path, calls.serialize, call.response_type.FromString)
-        return method(
-            call.request,
-            timeout=arguments.timeout_s,
-            metadata=arguments.metadata,
-            wait_for_ready=arguments.wait_for_ready,
-        )
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        """Returns the channel, opened in the running loop: a client may be made before there is one."""
-        if self._is_closed:
-            raise RuntimeError("the client is closed")
-        loop = asyncio.get_running_loop()
-        if self._channel is None:
-            self._loop = loop
-            self._channel = _open(self._connection)
-        elif self._loop is not loop:
-            raise RuntimeError("the client belongs to another event loop; make one client for each loop")
-        return self._channel
-
-
-def _open(connection: Connection) -> grpc.aio.Channel:
-    options = connection.channel_options
-    if connection.credentials is None:
-        return grpc.aio.insecure_channel(connection.target, options)
-    return grpc.aio.secure_channel(connection.target, connection.credentials, options)
+        return AsyncGenerationStream(self._channel.responses(call, options), self.target)

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from headrace.client.aio_channel import is_task_cancelled
 from headrace.client.errors import error_from_rpc
 from headrace.client.progress import StreamProgress
 from headrace.client.results import Delta, Generation, Started
@@ -103,9 +104,7 @@ class AsyncGenerationStream(StreamProgress):
             raise error_from_rpc(error, self._target) from error
         except asyncio.CancelledError:
             self.cancel()
-            # gRPC says it the same way when the call was cancelled, by cancel() or with its channel. Only a
-            # task that is cancelled itself has to end.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            # cancel() was called, or the client closed: only a task that is cancelled itself has to end.
+            if is_task_cancelled():
                 raise
             return None

@@ -28,7 +28,8 @@ from headrace.client.options import (
 )
 from headrace.client.requests import Prompt
 from headrace.client.results import Generation, Tokenization
-from headrace.client.sync_stream import GenerationStream, StreamingCall
+from headrace.client.sync_channel import SyncChannel
+from headrace.client.sync_stream import GenerationStream
 
 
 class Client:
@@ -81,7 +82,7 @@ class Client:
         Raises:
             ValueError: several addresses are given that gRPC cannot take together.
         """
-        self._connection = Connection.to(
+        connection = Connection.to(
             target,
             deadline_s=deadline_s,
             wait_for_ready=wait_for_ready,
@@ -91,13 +92,12 @@ class Client:
             message_size_limit_bytes=message_size_limit_bytes,
             channel_options=channel_options,
         )
-        self._channel = _open(self._connection)
-        self._is_closed = False
+        self._channel = SyncChannel(connection)
 
     @property
     def target(self) -> str:
         """What the client connects to, as gRPC resolves it."""
-        return self._connection.target
+        return self._channel.target
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """Completes a text, or token ids used as they are, and returns the whole answer.
@@ -111,7 +111,7 @@ class Client:
             ServerUnreachable: there is no connection.
             HeadraceError: the call failed in another way.
         """
-        return self._unary(calls.generate(prompt, options), options)
+        return self._channel.unary(calls.generate(prompt, options), options)
 
     def chat(self, messages: Sequence[MessageLike], **options: Unpack[ChatOptions]) -> Generation:
         """Answers a conversation, rendered by the model's own chat template.
@@ -121,7 +121,7 @@ class Client:
         Raises:
             HeadraceError: as `generate`.
         """
-        return self._unary(calls.chat(messages, options), options)
+        return self._channel.unary(calls.chat(messages, options), options)
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> GenerationStream:
         """Completes a text, or token ids used as they are, and returns the deltas as they are generated.
@@ -147,7 +147,7 @@ class Client:
         Raises:
             HeadraceError: the call failed.
         """
-        return self._unary(calls.tokenize(text, options), options)
+        return self._channel.unary(calls.tokenize(text, options), options)
 
     def tokenize_chat(self, messages: Sequence[MessageLike], **options: Unpack[TokenizeChatOptions]) -> Tokenization:
         """Returns what the chat template makes of a conversation, as text and as token ids.
@@ -155,7 +155,7 @@ class Client:
         Raises:
             HeadraceError: the call failed.
         """
-        return self._unary(calls.tokenize_chat(messages, options), options)
+        return self._channel.unary(calls.tokenize_chat(messages, options), options)
 
     def detokenize(
         self,
@@ -209,7 +209,7 @@ class Client:
         check_names(options, CallOptions)
         options.setdefault("deadline_s", None)
         call = calls.watch_load(interval_s)
-        responses = self._responses(call, options)
+        responses = self._channel.responses(call, options)
         try:
             for response in responses:
                 yield call.read(response)
@@ -320,7 +320,6 @@ class Client:
 
     def close(self) -> None:
         """Ends every call of this client and closes its connections. Safe to repeat."""
-        self._is_closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -333,44 +332,7 @@ class Client:
 
     def _operate(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
         check_names(options, CallOptions)
-        return self._unary(call, options)
-
-    def _unary(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
-        arguments = self._connection.call_arguments(options, call.request_id)
-        method = self._open_channel().unary_unary(call.path, calls.serialize, call.response_type.FromString)
-        try:
-            response = method(
-                call.request,
-                timeout=arguments.timeout_s,
-                metadata=arguments.metadata,
-                wait_for_ready=arguments.wait_for_ready,
-            )
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
-        return call.read(response)
+        return self._channel.unary(call, options)
 
     def _stream(self, call: calls.StreamCall, options: CallOptions) -> GenerationStream:
-        return GenerationStream(self._responses(call, options), self.target)
-
-    def _responses(self, call: Call[ResponseT, ResultT], options: CallOptions) -> StreamingCall[ResponseT]:
-        arguments = self._connection.call_arguments(options, call.request_id)
-        method = self._open_channel().unary_stream(call.path, calls.serialize, call.response_type.FromString)
-        return method(
-            call.request,
-            timeout=arguments.timeout_s,
-            metadata=arguments.metadata,
-            wait_for_ready=arguments.wait_for_ready,
-        )
-
-    def _open_channel(self) -> grpc.Channel:
-        """Returns the channel if it may still be used; gRPC's own error for a closed one is less clear."""
-        if self._is_closed:
-            raise RuntimeError("the client is closed")
-        return self._channel
-
-
-def _open(connection: Connection) -> grpc.Channel:
-    options = connection.channel_options
-    if connection.credentials is None:
-        return grpc.insecure_channel(connection.target, options)
-    return grpc.secure_channel(connection.target, connection.credentials, options)
+        return GenerationStream(self._channel.responses(call, options), self.target)

@@ -1,0 +1,107 @@
+"""A gRPC channel for one event loop, and the calls on it."""
+
+import asyncio
+import weakref
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from headrace.client.calls import Call, ResponseT, ResultT, serialize
+from headrace.client.channel import Connection
+from headrace.client.errors import error_from_rpc
+from headrace.client.options import CallOptions
+
+
+class AsyncChannel:
+    """Opened by its first call, in the loop of that call: so a client may be made before there is a loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
+        # gRPC finds the calls to end by looking through the stacks of all tasks, and not every version finds them.
+        self._calls: weakref.WeakSet[grpc.aio.Call] = weakref.WeakSet()
+
+    @property
+    def target(self) -> str:
+        """What the channel connects to, as gRPC resolves it."""
+        return self._connection.target
+
+    async def unary(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
+        """Makes a call and returns its answer.
+
+        Raises:
+            HeadraceError: the call failed.
+            RuntimeError: the channel is closed, or was closed during the call.
+        """
+        arguments = self._connection.call_arguments(options, call.request_id)
+        method = self._open().unary_unary(call.path, serialize, call.response_type.FromString)
+        under_way = method(
+            call.request,
+            timeout=arguments.timeout_s,
+            metadata=arguments.metadata,
+            wait_for_ready=arguments.wait_for_ready,
+        )
+        self._calls.add(under_way)
+        try:
+            return call.read(await under_way)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, self.target) from error
+        except asyncio.CancelledError as error:
+            if is_task_cancelled():
+                raise
+            raise RuntimeError("the client was closed during the call") from error
+
+    def responses(
+        self, call: Call[ResponseT, ResultT], options: CallOptions
+    ) -> grpc.aio.UnaryStreamCall[Message, ResponseT]:
+        """Makes a call and returns its stream.
+
+        Raises:
+            RuntimeError: the channel is closed.
+        """
+        arguments = self._connection.call_arguments(options, call.request_id)
+        method = self._open().unary_stream(call.path, serialize, call.response_type.FromString)
+        under_way = method(
+            call.request,
+            timeout=arguments.timeout_s,
+            metadata=arguments.metadata,
+            wait_for_ready=arguments.wait_for_ready,
+        )
+        self._calls.add(under_way)
+        return under_way
+
+    async def close(self) -> None:
+        """Ends every call and closes the connections. Safe to repeat."""
+        self._is_closed = True
+        for call in list(self._calls):
+            call.cancel()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._loop = loop
+            self._channel = _open(self._connection)
+        elif self._loop is not loop:
+            raise RuntimeError("the client belongs to another event loop; make one client for each loop")
+        return self._channel
+
+
+def is_task_cancelled() -> bool:
+    """Whether a CancelledError is meant for this task: gRPC says it the same way when only the call was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _open(connection: Connection) -> grpc.aio.Channel:
+    options = connection.channel_options
+    if connection.credentials is None:
+        return grpc.aio.insecure_channel(connection.target, options)
+    return grpc.aio.secure_channel(connection.target, connection.credentials, options)
