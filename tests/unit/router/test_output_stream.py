@@ -44,8 +44,7 @@ async def test_a_quick_reader_gets_every_token_on_its_own() -> None:
     seen: list[GenerationEvent] = []
 
     async def consume() -> None:
-        async for event in stream.events():
-            seen.append(event)
+        seen.extend([event async for event in stream.events()])
 
     reader = asyncio.ensure_future(consume())
     for token_id in range(3):
@@ -68,11 +67,10 @@ async def test_an_error_comes_after_what_was_put_before_it() -> None:
     stream = OutputStream()
     stream.put_tokens("x", (1,))
     stream.fail(ReaderStalled("too slow"))
-    seen: list[GenerationEvent] = []
+    events = stream.events()
+    assert await anext(events) == GenerationDelta(text="x", token_ids=(1,))
     with pytest.raises(ReaderStalled):
-        async for event in stream.events():
-            seen.append(event)
-    assert seen == [GenerationDelta(text="x", token_ids=(1,))]
+        await anext(events)
 
 
 async def test_the_first_end_wins_and_nothing_follows_it() -> None:
