@@ -60,10 +60,11 @@ test: $(VENV)/.ready ## Runs every test, those on the example model included
 	@$(BIN)/python -m pytest
 
 .PHONY: fmt
-fmt: $(VENV)/.ready ## Formats the code, and renews the map of the code
+fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written from it
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 	@$(BIN)/python scripts/code_map.py --write
+	@$(BIN)/python scripts/reference_pages.py --write
 
 .PHONY: lint
 lint: $(VENV)/.ready ## Checks style, formatting and who may import whom

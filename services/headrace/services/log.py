@@ -182,26 +182,3 @@ class _LibraryHandler(logging.Handler):
             detail=record.getMessage(),
             exc_info=record.exc_info or None,
         )
-
-
-def reference() -> str:
-    """Returns docs/logs.md: the vocabulary as tables."""
-    lines = [
-        "# Log events",
-        "",
-        "Every line of the log is one of these events with some of these keys. Prompts, completions, tokens and",
-        "secrets are never logged. `headrace` writes JSON unless standard error is a terminal; `--log-format` decides",
-        "otherwise. This page is generated from `services/headrace/services/log.py`.",
-        "",
-        "| event | meaning |",
-        "|---|---|",
-        *(f"| `{event.value}` | {EVENT_TEXTS[event]} |" for event in Event),
-        "",
-        "## Keys",
-        "",
-        "| key | meaning |",
-        "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in KEY_TEXTS.items()),
-        "",
-    ]
-    return "\n".join(lines)

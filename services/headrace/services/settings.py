@@ -36,7 +36,7 @@ class _Settings(BaseModel):
 class CommonSettings(_Settings):
     """Settings of every process."""
 
-    model: str = ""
+    model: Annotated[str, Field(json_schema_extra={"aliases": ["model-id"]})] = ""
     """The model: a GGUF file, a folder with config.json, tokenizer.json and safetensors, an id on the Hugging Face
     Hub, or `smollm2-135m-instruct`, the example model. May be given as the first argument."""
     context_token_limit: Annotated[NonNegativeInt, Field(json_schema_extra={"aliases": ["max-total-tokens"]})] = 0
@@ -138,7 +138,7 @@ class RouterOnlySettings(CommonSettings):
     """After that, how long running calls may take to end, in seconds."""
     connection_age_limit_s: NonNegative = 0.0
     """Age at which clients are told to reconnect, so that they spread over new routers, in seconds; 0 never."""
-    tokenizer_thread_count: PositiveInt = 2
+    tokenizer_thread_count: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["validation-workers"]})] = 2
     """Threads that tokenize prompts and render chat templates."""
 
     @property
