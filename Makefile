@@ -53,7 +53,7 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 
 .PHONY: demo
 demo: $(VENV)/.ready ## Serves the example model and asks it PROMPT="..."
-	@$(BIN)/python scripts/demo.py "$$PROMPT"
+	@$(BIN)/python scripts/demo.py -- "$$PROMPT"
 
 .PHONY: test
 test: $(VENV)/.ready ## Runs every test, those on the example model included
