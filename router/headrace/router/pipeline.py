@@ -30,7 +30,6 @@ from headrace.contract.errors import (
     InvalidRequest,
     ModelNotFound,
     NotReady,
-    RequestAborted,
 )
 from headrace.contract.generation import (
     ChatPrompt,
@@ -130,13 +129,14 @@ class Pipeline:
         try:
             permit = self.admission.enter()
             token_ids = await self._token_ids(request)
-            if request_id in self._aborted_early:
-                raise RequestAborted("the request was aborted")
             valid = validator.resolve(request, token_ids, request_id=request_id, seed=self._seed_for(request))
             permit.charge(valid.prompt_token_count)
             active = self._activate(valid, permit)
             timers = self._set_timers(active)
-            self.replicas.submit(active)
+            if request_id in self._aborted_early:
+                self._finish(active, FinishReason.CANCELLED)
+            else:
+                self.replicas.submit(active)
             async for event in active.stream.events():
                 yield event
         finally:
@@ -218,7 +218,10 @@ class Pipeline:
         )
 
     def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """Ends requests early and returns the ids of those that were here. Safe to repeat."""
+        """Ends requests early and returns the ids of those that were here. Safe to repeat.
+
+        They end normally, as cancelled, with what was generated.
+        """
         aborted: list[str] = []
         for request_id in request_ids:
             if request_id not in self._requests:
@@ -229,7 +232,7 @@ class Pipeline:
             elif active.has_ended:
                 continue
             else:
-                self._drop(active, RequestAborted("the request was aborted"))
+                self._finish(active, FinishReason.CANCELLED)
             aborted.append(request_id)
         return aborted
 
@@ -300,18 +303,19 @@ class Pipeline:
         now_s = self._clock.now()
         timers: list[asyncio.TimerHandle] = []
         if active.request.deadline_s is not None:
-            error = DeadlineExceeded("the deadline passed")
-            timers.append(loop.call_later(active.request.deadline_s - now_s, self._drop, active, error))
+            timers.append(loop.call_later(active.request.deadline_s - now_s, self._expire, active))
         if active.request.text_stop.time_limit_s is not None:
-            timers.append(loop.call_later(active.request.text_stop.time_limit_s, self._end_in_time, active))
+            time_limit_s = active.request.text_stop.time_limit_s
+            timers.append(loop.call_later(time_limit_s, self._finish, active, FinishReason.TIME_LIMIT))
         return timers
 
-    def _drop(self, active: ActiveRequest, error: DeadlineExceeded | RequestAborted) -> None:
-        active.fail(error)
+    def _expire(self, active: ActiveRequest) -> None:
+        active.fail(DeadlineExceeded("the deadline passed"))
         self.replicas.release(active)
 
-    def _end_in_time(self, active: ActiveRequest) -> None:
-        active.finish(FinishReason.TIME_LIMIT, self._clock.now())
+    def _finish(self, active: ActiveRequest, reason: FinishReason) -> None:
+        """Ends a request from outside of its step loop; what was generated is kept."""
+        active.finish(reason, self._clock.now())
         self.replicas.release(active)
 
     async def _token_ids(self, request: GenerationRequest) -> tuple[int, ...]:

@@ -159,6 +159,9 @@ class _Guard:
                 await self._abort_for(error)
             case grpc.aio.UsageError():
                 await self._abort_for_bug(error)
+            case grpc.aio.AbortError():
+                # A library's servicer, such as the one for health, has answered by itself.
+                self._code = self._context.code()
             case grpc.aio.BaseError():
                 # The caller is gone, or the status was sent: there is nobody to tell.
                 self._code = grpc.StatusCode.CANCELLED

@@ -17,7 +17,7 @@ from headrace.client import (
     InvalidRequest,
     Message,
     QueueFull,
-    RequestAborted,
+    ReaderStalled,
     ServerStatusError,
     ServerUnreachable,
     status_code,
@@ -109,19 +109,19 @@ async def test_an_error_is_the_servers_own_with_its_status_as_cause(server: Serv
 async def test_cancelled_by_the_server_is_an_error_and_no_cancellation_of_the_task(
     server: Server, script: Script, fail: Fail
 ) -> None:
-    failure = fail(code=grpc.StatusCode.CANCELLED, reason="REQUEST_ABORTED", message="ended by Abort")
+    failure = fail(code=grpc.StatusCode.CANCELLED, reason="READER_STALLED", message="stopped reading")
     script.failures += [failure, failure, failure]
     async with AsyncClient(server.target) as client:
-        with pytest.raises(RequestAborted, match="ended by Abort"):
+        with pytest.raises(ReaderStalled, match="stopped reading"):
             await client.generate("Once")
-        with pytest.raises(RequestAborted, match="ended by Abort"):
+        with pytest.raises(ReaderStalled, match="stopped reading"):
             await client.stream("Once").result()
 
     def synchronous() -> None:
         with Client(server.target) as client:
             client.stream("Once").result()
 
-    with pytest.raises(RequestAborted, match="ended by Abort"):
+    with pytest.raises(ReaderStalled, match="stopped reading"):
         await asyncio.to_thread(synchronous)
 
 

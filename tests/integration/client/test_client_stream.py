@@ -13,7 +13,7 @@ from headrace.client import (
     Client,
     FinishReason,
     GenerationStream,
-    RequestAborted,
+    ReaderStalled,
     ServerUnreachable,
     ShardLost,
     StreamBroken,
@@ -197,12 +197,12 @@ async def test_a_failure_after_tokens_is_raised_and_never_tried_again(
 
 
 async def test_a_failure_in_the_synchronous_stream_is_raised_once(server: Server, script: Script, fail: Fail) -> None:
-    script.failure_after_words = fail(code=grpc.StatusCode.CANCELLED, reason="REQUEST_ABORTED")
+    script.failure_after_words = fail(code=grpc.StatusCode.CANCELLED, reason="READER_STALLED")
 
     def synchronous() -> None:
         with Client(server.target) as client:
             stream = client.stream("Once")
-            with pytest.raises(RequestAborted):
+            with pytest.raises(ReaderStalled):
                 list(stream)
             assert list(stream) == []
             assert stream.text == "Once upon a time"
@@ -259,6 +259,6 @@ async def test_the_load_is_watched_synchronously(server: Server, script: Script,
     assert await asyncio.to_thread(synchronous) == 1
     await asyncio.wait_for(script.cancelled.wait(), 5)
     assert not script.requests[0].HasField("interval")
-    script.failures.append(fail(code=grpc.StatusCode.CANCELLED, reason="REQUEST_ABORTED"))
-    with pytest.raises(RequestAborted):
+    script.failures.append(fail(code=grpc.StatusCode.CANCELLED, reason="READER_STALLED"))
+    with pytest.raises(ReaderStalled):
         await asyncio.to_thread(synchronous)

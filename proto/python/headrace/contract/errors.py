@@ -14,7 +14,6 @@
     │   ├── Forbidden
     │   ├── RequestRefused           the request brought shards down
     │   ├── DeadlineExceeded         ran out of the caller's time
-    │   ├── RequestAborted           ended by Abort
     │   └── ReaderStalled            the caller stopped reading
     └── ServerError                  ours
         ├── QueueFull                come back later
@@ -152,12 +151,6 @@ class DeadlineExceeded(RequestError):
     """The caller's deadline passed."""
 
     reason = "DEADLINE_EXCEEDED"
-
-
-class RequestAborted(RequestError):
-    """The request was ended by an Abort call."""
-
-    reason = "REQUEST_ABORTED"
 
 
 class ReaderStalled(RequestError):
