@@ -57,6 +57,7 @@ class GrpcServer:
         self._allows_remote_plaintext = allows_remote_plaintext
         self._credentials = credentials
         self._has_reflection = has_reflection
+        self._is_stopped = False
         self._service_names: list[str] = []
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -116,7 +117,9 @@ class GrpcServer:
         self.calls.end_observers(Draining("the server stopped", retry_after_s=1.0))
         await _first_of(self.calls.wait_told(observers=True), timeout_s=_END_GRACE_S)
         await self._server.stop(grace=None)
-        logger().info(Event.SERVER_STOPPED)
+        if not self._is_stopped:
+            self._is_stopped = True
+            logger().info(Event.SERVER_STOPPED)
 
     def _bind(self, address: Address) -> str:
         if not (address.is_local or self._allows_remote_plaintext or self._credentials):
