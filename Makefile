@@ -65,6 +65,7 @@ fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written f
 	@$(BIN)/ruff format .
 	@$(BIN)/python scripts/code_map.py --write
 	@$(BIN)/python scripts/reference_pages.py --write
+	@$(BIN)/python scripts/reference_pages.py --write
 
 .PHONY: lint
 lint: $(VENV)/.ready ## Checks style, formatting and who may import whom
