@@ -13,6 +13,9 @@ SHARD_PING_INTERVAL_S = 6.0
 SHARD_PING_TIMEOUT_S = 3.0
 """How long a shard may take to answer a ping. Its C core answers, however busy Python is."""
 
+SHARD_MESSAGE_SIZE_LIMIT_BYTES = 64 * 2**20
+"""On both ends of the shard hop: a plan that admits many long prompts is larger than any message of a client."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:

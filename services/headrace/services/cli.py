@@ -29,8 +29,8 @@ COMMANDS = {
     "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
 }
 
-EXIT_USAGE = 2
-EXIT_FAILURE = 1
+EXIT_CANNOT_START = 2
+"""The process cannot start as it was asked to; 1 is left to crashes. The supervisor of shards tells them apart."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,19 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given[0] if given else "--help"
     if name in {"-h", "--help", "help"}:
         sys.stdout.write(usage())
-        return 0 if given else EXIT_USAGE
+        return 0 if given else EXIT_CANNOT_START
     if name in {"-V", "--version", "version"}:
         sys.stdout.write(f"headrace {version('headrace')}\n")
         return 0
     command = COMMANDS.get(name)
     if command is None:
         sys.stderr.write(f"headrace: unknown command {name!r}; there are: {', '.join(COMMANDS)}\n")
-        return EXIT_USAGE
+        return EXIT_CANNOT_START
     try:
         return _load(name, command)(given[1:])
     except StartupError as error:
         sys.stderr.write(f"headrace {name}: {error.message}\n")
-        return EXIT_FAILURE
+        return EXIT_CANNOT_START
     except KeyboardInterrupt:
         return 130
 

@@ -16,7 +16,7 @@ from headrace.router.pipeline import ServedModel
 from headrace.router.replica import SchedulingOptions
 from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
-from headrace.services.channel_options import ServerLimits
+from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
@@ -26,9 +26,6 @@ from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_supervisor import ShardSupervisor, shard_command
 from headrace.services.shutdown import Shutdown
-
-SHARD_MESSAGE_SIZE_LIMIT_BYTES = 64 * 2**20
-"""A plan that admits many long prompts is larger than any message of a client."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,14 +56,15 @@ async def run_router(
     """Serves until a signal comes, then drains.
 
     Raises:
-        StartupError: the model or the address is wrong.
+        StartupError: the model or the address is wrong, or a supervised shard cannot start.
     """
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
+        runners: list[asyncio.Future[None]] = []
         if supervisor is not None:
             # First, since a shard takes longer to start than the router.
-            shard_runner = asyncio.ensure_future(supervisor.run())
-            stack.push_async_callback(_end_task, shard_runner)
+            runners.append(asyncio.ensure_future(supervisor.run()))
+            stack.push_async_callback(_end_task, runners[0])
         executor = stack.enter_context(
             ThreadPoolExecutor(settings.tokenizer_thread_count, thread_name_prefix="tokenizer")
         )
@@ -80,16 +78,17 @@ async def run_router(
             report=report,
         )
         bound = await app.start([settings.listen_address])
-        runner = asyncio.ensure_future(app.run(shards))
-        stack.push_async_callback(_end_task, runner)
+        runners.append(asyncio.ensure_future(app.run(shards)))
+        stack.push_async_callback(_end_task, runners[-1])
         ready = asyncio.ensure_future(_announce(app, model.card.name, bound))
         stack.push_async_callback(_end_task, ready)
-        ending = asyncio.ensure_future(shutdown.requested.wait())
-        await asyncio.wait([ending, runner], return_when=asyncio.FIRST_COMPLETED)
+        ending = asyncio.ensure_future(shutdown.wait())
+        await asyncio.wait([ending, *runners], return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
-        if runner.done():
-            await app.server.stop()
-            runner.result()
+        for runner in runners:
+            if runner.done():
+                await app.server.stop()
+                runner.result()
         await app.drain(shutdown.hurry)
     return 0
 

@@ -47,8 +47,6 @@ class CommonSettings(_Settings):
     """Most tokens computed in one step, over all its sequences."""
     insecure: bool = False
     """Listen without encryption on addresses that other machines reach."""
-    message_size_limit: ByteSize = ByteSize(16 * 2**20)
-    """Largest gRPC message sent or received, in bytes or with a unit such as `16MiB`."""
     log_level: LogLevel = LogLevel.INFO
     """Least severe line of the log."""
     log_format: LogFormat = LogFormat.AUTO
@@ -112,6 +110,8 @@ class RouterOnlySettings(CommonSettings):
     """Host to listen on, in place of the one in `listen`."""
     port: Annotated[NonNegativeInt | None, Field(le=65535, json_schema_extra={"flag_only": True})] = None
     """Port to listen on, in place of the one in `listen`; 0 lets the system choose."""
+    message_size_limit: ByteSize = ByteSize(16 * 2**20)
+    """Largest gRPC message received from a client or sent to one, in bytes or with a unit such as `16MiB`."""
     prompt_token_limit: Annotated[NonNegativeInt, Field(json_schema_extra={"aliases": ["max-input-tokens"]})] = 0
     """Longest prompt in tokens; 0 is what the context leaves room for."""
     allow_request_templates: bool = False

@@ -3,15 +3,16 @@
 import asyncio
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from headrace.contract.errors import StartupError
 from headrace.internal.v1 import shard_service_pb2
 from headrace.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from headrace.services import event_loop
-from headrace.services.channel_options import ServerLimits
+from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.grpc_server import GrpcServer
 from headrace.services.log import Event, configure, logger
 from headrace.services.model_source import resolve_model
@@ -23,6 +24,9 @@ from headrace.shard.engine import Engine
 from headrace.shard.options import OptionValue
 from headrace.shard.registry import create_engine
 from headrace.shard.worker import Worker
+
+LONELY_GRACE_S = 10.0
+"""How long a shard may take to end after its supervisor has died."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +50,7 @@ async def run_shard(settings: ShardSettings) -> int:
         _end_with_parent(shutdown)
     servicer = ShardServicer(instance_id=uuid.uuid4().hex)
     server = GrpcServer(
-        ServerLimits(message_size_limit_bytes=settings.message_size_limit),
+        ServerLimits(message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES),
         allows_remote_plaintext=settings.insecure,
     )
     server.add(
@@ -69,12 +73,22 @@ async def run_shard(settings: ShardSettings) -> int:
         logger().info(Event.ENGINE_READY, address=settings.listen)
         await ending
         await server.stop()
-        worker.close()
+        await _close(worker, loader, shutdown)
         return 0
     finally:
         ending.cancel()
         loader.shutdown(wait=False, cancel_futures=True)
         await server.stop()
+
+
+async def _close(worker: Worker, executor: Executor, shutdown: Shutdown) -> None:
+    """Waits for the running step, unless a second signal says not to."""
+    closing = asyncio.get_running_loop().run_in_executor(executor, worker.close)
+    hurrying = asyncio.ensure_future(shutdown.wait_hurry())
+    await asyncio.wait([closing, hurrying], return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if not closing.done():
+        os._exit(1)  # a thread that computes cannot be interrupted, and would hold the process
 
 
 class _Progress:
@@ -154,5 +168,9 @@ def _end_with_parent(shutdown: Shutdown) -> None:
         if not shutdown.requested.is_set():
             logger().warning(Event.PARENT_LOST)
         shutdown.request()
+        # Nobody is left to kill a shard that hangs in a step.
+        watchdog = threading.Timer(LONELY_GRACE_S, os._exit, [1])
+        watchdog.daemon = True
+        watchdog.start()
 
     loop.add_reader(descriptor, on_readable)

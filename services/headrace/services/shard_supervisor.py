@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from headrace.contract.clock import Clock
+from headrace.contract.errors import StartupError
 from headrace.services.backoff import Backoff
+from headrace.services.cli import EXIT_CANNOT_START
 from headrace.services.log import Event, logger
 
 HEALTHY_AFTER_S = 30.0
-"""A shard that lived so long did not die of its start: the next one starts at once."""
+"""A shard that lived so long did not die of its start: waiting begins anew with the shortest time."""
 
 RESTART_FIRST_S, RESTART_LIMIT_S = 0.1, 30.0
 STOP_GRACE_S = 10.0
@@ -41,16 +43,27 @@ class ShardSupervisor:
         """Process id of each shard that runs, by its number from 0."""
 
     async def run(self) -> None:
-        """Runs the shards until cancelled; then ends them, politely at first."""
-        async with asyncio.TaskGroup() as group:
-            for number, command in enumerate(self._commands):
-                group.create_task(self._keep_running(number, command), name=f"shard {number}")
+        """Runs the shards until cancelled; then ends them, politely at first.
+
+        Raises:
+            StartupError: a shard says on its first start that it cannot start as it was asked to.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, command in enumerate(self._commands):
+                    group.create_task(self._keep_running(number, command), name=f"shard {number}")
+        except* StartupError as failed:
+            raise failed.exceptions[0] from None
 
     async def _keep_running(self, number: int, command: Sequence[str]) -> None:
         backoff = Backoff(first_s=self._backoff_first_s, limit_s=RESTART_LIMIT_S)
+        is_first = True
         while True:
             started_s = self._clock.now()
             exit_code = await self._run_once(number, command)
+            if is_first and exit_code == EXIT_CANNOT_START:
+                raise StartupError(f"shard {number} cannot start; the line above says why")
+            is_first = False
             if self._clock.now() - started_s >= HEALTHY_AFTER_S:
                 backoff.reset()
             wait_s = backoff.fail()

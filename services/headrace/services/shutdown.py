@@ -21,3 +21,11 @@ class Shutdown:
         if self.requested.is_set():
             self.hurry.set()
         self.requested.set()
+
+    async def wait(self) -> None:
+        """Waits for the first signal."""
+        await self.requested.wait()
+
+    async def wait_hurry(self) -> None:
+        """Waits for the second signal."""
+        await self.hurry.wait()
