@@ -62,7 +62,7 @@ class ShardSupervisor:
             started_s = self._clock.now()
             exit_code = await self._run_once(number, command)
             if is_first and exit_code == EXIT_CANNOT_START:
-                raise StartupError(f"shard {number} cannot start; the line above says why")
+                raise StartupError(f"shard {number} cannot start; its own message says why")
             is_first = False
             if self._clock.now() - started_s >= HEALTHY_AFTER_S:
                 backoff.reset()
