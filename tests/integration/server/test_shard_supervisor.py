@@ -139,4 +139,4 @@ async def test_standard_input_closes_with_the_supervisor() -> None:
         assert await asyncio.wait_for(process.stdout.readline(), 10) == b"1\n"
     finally:
         os.kill(sibling, signal.SIGKILL)
-    await process.wait()
+    await process.communicate()
