@@ -82,11 +82,11 @@ class ModelShard:
     token_limit: int
     failing_ids: set[int] = field(default_factory=set)
     """Sequences that fail with a row error the next time they compute."""
-    deadly_counts: dict[int, int] = field(default_factory=dict)
+    deadly_positions: dict[int, int] = field(default_factory=dict)
     """Sequences that kill the shard when they compute their token at this position or a later one."""
     rows: list[ModelRow] = field(default_factory=list)
     last_step_id: int = 0
-    computed_tokens: int = 0
+    computed_count: int = 0
 
     def __post_init__(self) -> None:
         self.kv: list[list[int | None]] = [[None] * self.block_size for _ in range(self.block_count)]
@@ -185,7 +185,7 @@ class ModelShard:
         written = {row.block_ids[position // self.block_size] for position in range(start, end)}
         for other in self.rows:
             require(other is row or not written & set(other.block_ids), f"blocks {written} are written and shared")
-        if end > self.deadly_counts.get(row.admitted.sequence_id, end):
+        if end > self.deadly_positions.get(row.admitted.sequence_id, end):
             raise ShardDied
         past = tuple(self._read(row, position) for position in range(start))
         for position in range(start, end):
@@ -193,7 +193,7 @@ class ModelShard:
             self.kv[row.block_ids[position // self.block_size]][position % self.block_size] = value
             past = (*past, value)
         row.computed_count = end
-        self.computed_tokens += chunk
+        self.computed_count += chunk
         if end < len(row.token_ids):
             return None
         row.token_ids.append(next_token(past))

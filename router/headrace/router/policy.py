@@ -100,10 +100,10 @@ def choose_chunk(row: Row, token_budget: int, limits: SchedulerLimits) -> int:
     return count if chunk_limit is None else min(count, chunk_limit)
 
 
-def growth_reserve(running_count: int) -> int:
-    """Returns how many blocks an admission has to leave: one for each running sequence.
+def growth_reserve(rows: Iterable[Row]) -> int:
+    """Returns how many blocks an admission has to leave: one for each running sequence that may still need one.
 
     Without it, memory would be full at once, and the first to grow would throw
     out the one that just came in, again and again.
     """
-    return running_count
+    return sum(row.may_grow for row in rows)

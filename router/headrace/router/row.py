@@ -42,6 +42,11 @@ class Row:
         """Tokens that can be scheduled: 1 while it decodes, 0 when its last token is on its way."""
         return self.target_count - self.scheduled_count
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether it needs more blocks if it runs to its limit."""
+        return self.table.slot_count < self._target_limit
+
     def schedule(self, token_count: int) -> None:
         """Plans to compute more tokens; at most `remaining_count`."""
         self.scheduled_count += token_count

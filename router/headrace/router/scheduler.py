@@ -18,7 +18,7 @@ has, so only pass 1 needs memory and only pass 1 preempts.
 
 A sequence that may be what a shard died of is a suspect (see `lose_engine`).
 While one is in the batch nobody joins it: so a request that kills shards is
-found by the second one, and nobody is refused in its place.
+refused after the second one, and nobody is refused in its place.
 """
 
 from collections import Counter, deque
@@ -164,21 +164,19 @@ class Scheduler:
     def lose_engine(self) -> list[Sequence]:
         """Forgets the engine: its batch, its unanswered steps and all KV.
 
-        Every sequence waits again with the tokens that came back. Those that an
-        unanswered step computed become suspects. Those that were suspects before
+        Every sequence waits again with the tokens that came back. Those that had a
+        row in an unanswered step become suspects. Those that were suspects before
         and have not been cleared since are returned: they are ended, and have to
         be refused.
 
-        NOTE: suspects are probed one by one, beside rows that are cleared. The
-        last of n waits for n - 1 prefills, which is little beside the start of a
-        shard; and no innocent one is ever next to two deaths in a row.
+        NOTE: suspects are probed one by one, beside rows that are above suspicion.
+        The last of n waits for n - 1 prefills, which is little beside the start of
+        a shard. A deadly request is a suspect from its first shard on, so as long
+        as there is one such request, its second shard dies in its own probation
+        and nobody else's.
         """
-        computing = Counter(
-            row.sequence.sequence_id
-            for step in self._unanswered
-            if not step.is_discarded
-            for row in step.rows
-            if row not in step.held
+        unanswered_counts = Counter(
+            row.sequence.sequence_id for step in self._unanswered if not step.is_discarded for row in step.rows
         )
         self._retreat()
         self._released_ids.clear()
@@ -186,7 +184,7 @@ class Scheduler:
         self._answered_step_id = self._step_id
         self._kv = KvMemory(block_size=self._limits.block_size, block_count=self._limits.block_count)
         refused: list[Sequence] = []
-        for sequence_id, unanswered_count in computing.items():
+        for sequence_id, unanswered_count in unanswered_counts.items():
             sequence = self._sequences.get(sequence_id)
             if sequence is not None:
                 sequence.suspect(unanswered_count)
@@ -307,7 +305,7 @@ class Scheduler:
                 self._chains[sequence.sequence_id],
                 sequence.token_ids,
                 may_hit=not sequence.wants_prompt_logprobs,
-                reserved_count=policy.growth_reserve(len(self._rows)),
+                reserved_count=policy.growth_reserve(self._rows.values()),
             )
             if table is None:
                 return
