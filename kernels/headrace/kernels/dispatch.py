@@ -1,15 +1,19 @@
 """The operators that a model is made of, and the choice of a version for a device."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.build import BuildFailed, default_cache_folder
+from headrace.kernels.cpu import load_cpu_kernels
+from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.reference import ReferenceKernels
 from headrace.kernels.token_logprobs import TokenLogprobs
 
-VERSIONS = ("reference",)
+VERSIONS = ("cpu", "reference")
 """Names that `select` takes, besides `auto`."""
 
 
@@ -157,6 +161,23 @@ class Kernels(Protocol):
         """
         ...
 
+    def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        """Returns the first layer of a gated MLP: [token, inner], `silu(gate) * up`.
+
+        Args:
+            weight: [2 * inner, in_feature], the gate's rows in the first half; may be kept, or copied.
+            bias: [2 * inner].
+        """
+        ...
+
+    def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
+        """Returns the likeliest token of each row, which `sample` draws at temperature 0, and its logit.
+
+        Args:
+            logits: [row, vocabulary], float32 or narrower.
+        """
+        ...
+
     def sample(
         self,
         logits: torch.Tensor,
@@ -199,16 +220,31 @@ class Kernels(Protocol):
         ...
 
 
-def select(device: torch.device, preference: str = "auto") -> Kernels:
+def select(
+    device: torch.device, preference: str = "auto", *, progress: Callable[[str], None] = lambda _: None
+) -> Kernels:
     """Returns a version of the operators for a device.
+
+    The first call on a machine may compile for some seconds.
 
     Args:
         device: Where the tensors are.
         preference: A name of VERSIONS; `auto` is the fastest that runs there.
+        progress: Told before work that takes seconds, and why `auto` is not the fastest there is.
 
     Raises:
         KernelsUnavailable: there is no such version for the device.
     """
-    if preference in ("auto", ReferenceKernels.name):
+    if preference not in ("auto", *VERSIONS):
+        raise KernelsUnavailable(f"no kernels {preference!r}; choose one of: auto, {', '.join(VERSIONS)}")
+    if preference == ReferenceKernels.name or (preference == "auto" and device.type != "cpu"):
         return ReferenceKernels()
-    raise KernelsUnavailable(f"no kernels {preference!r} for {device.type}; choose one of: auto, {', '.join(VERSIONS)}")
+    if device.type != "cpu":
+        raise KernelsUnavailable(f"the cpu kernels do not run on {device.type}")
+    try:
+        return load_cpu_kernels(default_cache_folder(), progress)
+    except BuildFailed as error:
+        if preference != "auto":
+            raise KernelsUnavailable(f"the cpu kernels cannot be built: {error}") from error
+        progress(f"running on the slow reference operators: {error}")
+        return ReferenceKernels()

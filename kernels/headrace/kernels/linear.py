@@ -51,3 +51,30 @@ class PlainLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [token, out_feature]."""
         return functional.linear(x, self._weight, self._bias)
+
+
+class PlainGatedLinear:
+    """The first layer of a gated MLP over the weight as it is."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._linear = PlainLinear(weight, bias)
+
+    @property
+    def in_feature_count(self) -> int:
+        """Width of the input."""
+        return self._linear.in_feature_count
+
+    @property
+    def out_feature_count(self) -> int:
+        """Width of the output."""
+        return self._linear.out_feature_count // 2
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [token, out_feature]."""
+        return gate(self._linear(x))
+
+
+def gate(gate_up: torch.Tensor) -> torch.Tensor:
+    """Returns silu of the first half of each row, times the second."""
+    gates, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gates) * up

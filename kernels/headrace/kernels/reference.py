@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import torch
-from torch.nn import functional
 
 from headrace.kernels import reference_attention, reference_sampling
 from headrace.kernels.attention_batch import AttentionBatch
-from headrace.kernels.linear import PackedLinear, PlainLinear
+from headrace.kernels.likeliest_tokens import LikeliestTokens
+from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
 from headrace.kernels.reference_attention import GroupedAttentionBatch
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -32,8 +32,7 @@ class ReferenceKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Returns [token, inner]."""
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
+        return gate(gate_up)
 
     def rotary_and_write_kv(
         self,
@@ -77,6 +76,15 @@ class ReferenceKernels:
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the layer over the weight as it is."""
         return PlainLinear(weight, bias)
+
+    def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        """Returns the layer over the weight as it is, and its gating."""
+        return PlainGatedLinear(weight, bias)
+
+    def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
+        """Returns the likeliest tokens and their logits."""
+        peaks, token_ids = logits.max(dim=-1)
+        return LikeliestTokens(token_ids=token_ids, logits=peaks.to(torch.float32))
 
     def sample(
         self,

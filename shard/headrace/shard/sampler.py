@@ -41,12 +41,16 @@ class Sampler:
             step: The rows of this step.
         """
         places = step.places[step.samples]
-        logits = logits.to(torch.float32)
-        is_broken = ~logits.amax(dim=-1).isfinite().cpu().numpy() if len(places) else np.zeros(0, dtype=np.bool_)
+        likeliest = self._kernels.likeliest(logits)
+        is_broken = ~likeliest.logits.isfinite().cpu().numpy()
         if is_broken.any():
             # The row is over; zeros only keep the others' arithmetic clean.
             logits[torch.from_numpy(is_broken)] = 0.0
-        token_ids = self._sample(self._bar_endings(logits, batch, places), batch, places)
+        open_logits = self._bar_endings(logits, batch, places)
+        if open_logits is logits and not batch.columns.temperatures[places].any():
+            token_ids = likeliest.token_ids
+        else:
+            token_ids = self._sample(open_logits, batch, places)
         failed = np.zeros(len(step.rows), dtype=np.bool_)
         failed[step.samples.nonzero()[0][is_broken]] = True
         detail = "the model computed a logit that is not a finite number"
@@ -68,16 +72,13 @@ class Sampler:
 
     def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:
         columns = batch.columns
-        temperatures = columns.temperatures[places]
-        if not temperatures.any():
-            return logits.argmax(dim=-1)
 
         def column(values: NDArray[np.generic]) -> torch.Tensor:
             return torch.from_numpy(values[places]).to(logits.device)
 
         return self._kernels.sample(
             logits,
-            temperature=torch.from_numpy(temperatures).to(logits.device),
+            temperature=column(columns.temperatures),
             top_k=column(columns.top_ks),
             top_p=column(columns.top_ps),
             seeds=column(columns.seeds),

@@ -7,7 +7,7 @@ import torch
 
 from headrace.kernels.dispatch import select
 
-KERNELS = select(torch.device("cpu"))
+KERNELS = select(torch.device("cpu"), "reference")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from headrace.kernels.dispatch import select
 from headrace.kernels.reference_sampling import keep_likeliest
 
-KERNELS = select(torch.device("cpu"))
+KERNELS = select(torch.device("cpu"), "reference")
 VOCABULARY = 3001
 
 

@@ -40,7 +40,7 @@ class NativeLoader:
         self._progress = progress
         self._dtype = _choose_dtype(options)
         self._device = _choose_device(options)
-        self.kernels = _choose_kernels(options, self._device)
+        self.kernels = _choose_kernels(options, self._device, progress)
         """The version of the operators."""
         progress(f"opening {options.model}")
         self._source = open_source(Path(options.model))
@@ -130,9 +130,9 @@ def _choose_device(options: NativeOptions) -> torch.device:
     return device
 
 
-def _choose_kernels(options: NativeOptions, device: torch.device) -> Kernels:
+def _choose_kernels(options: NativeOptions, device: torch.device, progress: Callable[[str], None]) -> Kernels:
     try:
-        return select(device, options.kernels)
+        return select(device, options.kernels, progress=progress)
     except KernelsUnavailable as error:
         raise StartupError(f"engine option kernels: {error}") from error
 

@@ -1,5 +1,6 @@
 """The Llama decoder, which Mistral and Qwen2 share: RMSNorm, rotary attention with grouped heads, a gated MLP."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,8 @@ class LlamaLayer:
     """head * head_dim → hidden"""
     mlp_norm: torch.Tensor
     """[hidden]"""
-    gate_up: PackedLinear
-    """hidden → 2 * inner"""
+    gated: PackedLinear
+    """hidden → inner, the gating included"""
     down: PackedLinear
     """inner → hidden"""
 
@@ -76,7 +77,7 @@ class LlamaModel:
                 attended, residual = attended[batch.sampling_indices], residual[batch.sampling_indices]
             x = layer.attention_output(attended)
             normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
-            x = layer.down(kernels.silu_mul(layer.gate_up(normed)))
+            x = layer.down(layer.gated(normed))
             normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
         return self._weights.head(normed)
 
@@ -114,18 +115,23 @@ def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, pre
     hidden, inner = config.hidden_size, config.inner_size
     query_size, kv_size = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
 
-    def linear(name_format: str, heights: dict[str, int], width: int) -> PackedLinear:
+    def linear(
+        name_format: str,
+        heights: dict[str, int],
+        width: int,
+        pack: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear] = kernels.pack_linear,
+    ) -> PackedLinear:
         first = next(iter(heights))
         weight = reader.read_stacked(f"{prefix}.{name_format}.weight", heights, width)
         has_bias = reader.has(f"{prefix}.{name_format}.bias".format(first))
         bias = reader.read_stacked(f"{prefix}.{name_format}.bias", heights) if has_bias else None
-        return kernels.pack_linear(weight, bias)
+        return pack(weight, bias)
 
     return LlamaLayer(
         input_norm=reader.read(f"{prefix}.input_layernorm.weight", hidden),
         query_key_value=linear("self_attn.{}_proj", {"q": query_size, "k": kv_size, "v": kv_size}, hidden),
         attention_output=linear("self_attn.{}_proj", {"o": hidden}, query_size),
         mlp_norm=reader.read(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=linear("mlp.{}_proj", {"gate": inner, "up": inner}, hidden),
+        gated=linear("mlp.{}_proj", {"gate": inner, "up": inner}, hidden, kernels.pack_gated_linear),
         down=linear("mlp.{}_proj", {"down": hidden}, inner),
     )

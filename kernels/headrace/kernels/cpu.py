@@ -1,0 +1,196 @@
+"""The CPU version of every operator: C++, built on first use for what the processor can do."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.build import BuildFailed, build, namespace_of
+from headrace.kernels.cpu_fakes import register_fakes
+from headrace.kernels.instruction_sets import InstructionSet, supported
+from headrace.kernels.likeliest_tokens import LikeliestTokens
+from headrace.kernels.linear import PackedLinear
+from headrace.kernels.token_logprobs import TokenLogprobs
+
+
+def load_cpu_kernels(
+    cache_folder: Path, progress: Callable[[str], None], candidates: Sequence[InstructionSet] | None = None
+) -> "CpuKernels":
+    """Returns the operators for the best instructions that this processor has and this compiler knows.
+
+    Args:
+        cache_folder: Where builds are kept.
+        progress: Told before work that takes seconds.
+        candidates: What to try, the best first; None tries all that the processor has.
+
+    Raises:
+        BuildFailed: they cannot be built here.
+    """
+    failure = BuildFailed("there is nothing to build")
+    for instruction_set in supported(torch.cpu.get_capabilities()) if candidates is None else candidates:
+        try:
+            return CpuKernels(_load(build(instruction_set, cache_folder, progress), instruction_set))
+        except BuildFailed as error:
+            failure = error
+            progress(f"no {instruction_set.name} operators: {error}")
+    raise failure
+
+
+@cache
+def _load(library: Path, instruction_set: InstructionSet) -> Any:  # noqa: ANN401 - torch.ops has no types
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call] # torch has no annotation here
+    operators = getattr(torch.ops, namespace_of(instruction_set))
+    if instruction_set.uses_tiles and not operators.request_tiles():
+        raise BuildFailed("the system does not grant the tile registers of AMX")
+    register_fakes(namespace_of(instruction_set))
+    return operators
+
+
+class CpuKernels:
+    """Operators in C++, for float32 and bfloat16; headrace.kernels.dispatch.Kernels says what each does.
+
+    A row's result is the same to the last bit whatever other rows there are,
+    and a token's the same whatever chunk it is computed in.
+    """
+
+    name: ClassVar[str] = "cpu"
+
+    def __init__(self, operators: Any) -> None:  # noqa: ANN401 - torch.ops has no types
+        # Overloads are looked up once: a step calls hundreds of operators.
+        self._rms_norm = operators.rms_norm.default
+        self._add_rms_norm = operators.add_rms_norm.default
+        self._silu_mul = operators.silu_mul.default
+        self._rotary_and_write_kv = operators.rotary_and_write_kv.default
+        self._paged_attention = operators.paged_attention.default
+        self._pack_weight = operators.pack_weight.default
+        self._linear = operators.linear.default
+        self._sample = operators.sample.default
+        self._likeliest = operators.likeliest.default
+        self._logprobs = operators.logprobs.default
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Returns [token, hidden]."""
+        normed: torch.Tensor = self._rms_norm(x, weight, epsilon)
+        return normed
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the normalised sum and the sum, in the memory of the arguments."""
+        self._add_rms_norm(x, residual, weight, epsilon)
+        return x, residual
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Returns [token, inner]."""
+        product: torch.Tensor = self._silu_mul(gate_up)
+        return product
+
+    def rotary_and_write_kv(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        slot_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns the rotated query, [token, head, head_dim]."""
+        rotated: torch.Tensor = self._rotary_and_write_kv(
+            query, key, value, positions, cos_sin, key_cache, value_cache, slot_ids
+        )
+        return rotated
+
+    def prepare_attention(
+        self, block_tables: torch.Tensor, query_starts: torch.Tensor, context_lengths: torch.Tensor, *, block_size: int
+    ) -> AttentionBatch:
+        """Returns the rows as they are."""
+        del block_size  # The cache knows it.
+        return AttentionBatch(
+            block_tables=block_tables,
+            query_starts=query_starts.contiguous(),
+            context_lengths=context_lengths.contiguous(),
+        )
+
+    def paged_attention(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+    ) -> torch.Tensor:
+        """Returns [token, head, head_dim]."""
+        attended: torch.Tensor = self._paged_attention(
+            query, key_cache, value_cache, batch.block_tables, batch.query_starts, batch.context_lengths, scale
+        )
+        return attended
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        """Returns the layer over a copy of the weight in panels."""
+        return _PanelLinear(self._linear, self._pack_weight(weight, False), weight, bias, is_gated=False)  # noqa: FBT003
+
+    def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        """Returns the layer over a copy of the weight in panels that hold gates beside what they gate."""
+        return _PanelLinear(self._linear, self._pack_weight(weight, True), weight, bias, is_gated=True)  # noqa: FBT003
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        *,
+        temperature: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns [row] int64."""
+        token_ids: torch.Tensor = self._sample(logits, temperature, top_k, top_p, seeds, positions)
+        return token_ids
+
+    def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
+        """Returns the likeliest tokens and their logits."""
+        return LikeliestTokens(*self._likeliest(logits))
+
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
+        """Returns the log-probabilities of `token_ids` and of the likeliest tokens."""
+        return TokenLogprobs(*self._logprobs(logits, token_ids, top_count))
+
+
+class _PanelLinear:
+    """A linear layer over a weight in panels."""
+
+    def __init__(
+        self,
+        operator: Callable[..., torch.Tensor],
+        panels: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        is_gated: bool,
+    ) -> None:
+        self._operator = operator
+        self._panels = panels
+        self._row_count, self._in_feature_count = weight.shape
+        self._bias = bias
+        self._is_gated = is_gated
+
+    @property
+    def in_feature_count(self) -> int:
+        """Width of the input."""
+        return self._in_feature_count
+
+    @property
+    def out_feature_count(self) -> int:
+        """Width of the output."""
+        return self._row_count // 2 if self._is_gated else self._row_count
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [token, out_feature]."""
+        return self._operator(x, self._panels, self._bias, self._row_count, self._is_gated)

@@ -1,0 +1,319 @@
+// The operators as torch sees them: schemas, checks of what would otherwise read or write past a tensor, and types.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "attention.h"
+#include "bfloat16.h"
+#include "linear.h"
+#include "rows.h"
+#include "sampling.h"
+#include "weight_memory.h"
+
+namespace headrace::operators {
+
+using at::Tensor;
+
+// Calls body.template operator()<T>() with the C++ type of the elements.
+template <typename Body>
+void with_type(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return body.template operator()<float>();
+    case at::kBFloat16:
+      return body.template operator()<BFloat16>();
+    default:
+      TORCH_CHECK(false, "the tensors are ", tensor.scalar_type(), "; these operators take float32 and bfloat16");
+  }
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+void check_like(const Tensor& tensor, const Tensor& model, const char* name) {
+  TORCH_CHECK(tensor.scalar_type() == model.scalar_type(), name, " is ", tensor.scalar_type(), " beside ",
+              model.scalar_type());
+}
+
+void check_column(const Tensor& tensor, at::ScalarType type, int64_t count, const char* name) {
+  TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == type && tensor.numel() == count, name, " must be ", count,
+              " contiguous ", type);
+}
+
+void check_contiguous(const Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+// Checks that every element is in [0, end).
+template <typename T>
+void check_range(const T* values, int64_t count, int64_t end, const char* name) {
+  for (int64_t index = 0; index < count; ++index)
+    TORCH_CHECK(values[index] >= 0 && values[index] < end, name, " has ", values[index], " outside of [0, ", end, ")");
+}
+
+void check_norm(const Tensor& x, const Tensor& weight) {
+  check_contiguous(x, "x");
+  check_contiguous(weight, "weight");
+  check_like(weight, x, "weight");
+  TORCH_CHECK(x.dim() == 2 && weight.numel() == x.size(1), "x must be [token, hidden] and weight [hidden]");
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  check_norm(x, weight);
+  Tensor output = at::empty_like(x);
+  with_type(x, [&]<typename T>() {
+    headrace::rms_norm(data<T>(x), data<T>(weight), static_cast<float>(epsilon), x.size(0), x.size(1),
+                       mutable_data<T>(output));
+  });
+  return output;
+}
+
+void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double epsilon) {
+  check_norm(x, weight);
+  check_contiguous(residual, "residual");
+  check_like(residual, x, "residual");
+  TORCH_CHECK(residual.sizes() == x.sizes(), "residual must be as large as x");
+  with_type(x, [&]<typename T>() {
+    headrace::add_rms_norm(mutable_data<T>(x), mutable_data<T>(residual), data<T>(weight), static_cast<float>(epsilon),
+                           x.size(0), x.size(1));
+  });
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  check_contiguous(gate_up, "gate_up");
+  TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up must be [token, 2 * inner]");
+  Tensor output = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+  with_type(gate_up, [&]<typename T>() {
+    headrace::silu_mul(data<T>(gate_up), gate_up.size(0), output.size(1), mutable_data<T>(output));
+  });
+  return output;
+}
+
+void check_heads(const Tensor& tensor, const Tensor& cache, int64_t token_count, const char* name) {
+  check_like(tensor, cache, name);
+  TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == token_count && tensor.size(2) == cache.size(3) &&
+                  tensor.stride(2) == 1 && (tensor.size(1) == 1 || tensor.stride(1) == tensor.size(2)),
+              name, " must be [token, head, head_dim] with whole heads");
+}
+
+void check_caches(const Tensor& key_cache, const Tensor& value_cache) {
+  check_contiguous(key_cache, "key_cache");
+  check_contiguous(value_cache, "value_cache");
+  check_like(value_cache, key_cache, "value_cache");
+  TORCH_CHECK(key_cache.dim() == 4 && value_cache.sizes() == key_cache.sizes(),
+              "the caches must be [block, kv_head, block_size, head_dim]");
+}
+
+Tensor rotary_and_write_kv(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& positions,
+                           const Tensor& cos_sin, const Tensor& key_cache, const Tensor& value_cache,
+                           const Tensor& slot_ids) {
+  const int64_t token_count = query.size(0);
+  check_caches(key_cache, value_cache);
+  check_heads(query, key_cache, token_count, "query");
+  check_heads(key, key_cache, token_count, "key");
+  check_heads(value, key_cache, token_count, "value");
+  TORCH_CHECK(key.size(1) == key_cache.size(1) && value.size(1) == key_cache.size(1), "key and value must be [token, ",
+              key_cache.size(1), ", head_dim]");
+  TORCH_CHECK(cos_sin.is_contiguous() && cos_sin.scalar_type() == at::kFloat && cos_sin.dim() == 2 &&
+                  cos_sin.size(1) % 2 == 0 && cos_sin.size(1) <= query.size(2),
+              "cos_sin must be contiguous float32 [position, rotary_dim]");
+  check_column(positions, at::kLong, token_count, "positions");
+  check_column(slot_ids, at::kLong, token_count, "slot_ids");
+  check_range(data<int64_t>(positions), token_count, cos_sin.size(0), "positions");
+  check_range(data<int64_t>(slot_ids), token_count, key_cache.size(0) * key_cache.size(2), "slot_ids");
+  const RotaryShape shape = {token_count,        query.size(1),     key.size(1),         query.size(2),
+                             cos_sin.size(1),    key_cache.size(2), query.stride(0),     key.stride(0),
+                             value.stride(0)};
+  Tensor rotated = at::empty(query.sizes(), query.options());
+  with_type(query, [&]<typename T>() {
+    headrace::rotary_and_write_kv<T>(
+        {data<T>(query), data<T>(key), data<T>(value), data<int64_t>(positions), data<float>(cos_sin),
+         data<int64_t>(slot_ids), mutable_data<T>(key_cache), mutable_data<T>(value_cache), mutable_data<T>(rotated)},
+        shape);
+  });
+  return rotated;
+}
+
+// Checks what the rows of a step read, so that no wrong table reads past the cache.
+void check_rows(const Tensor& query, const Tensor& key_cache, const Tensor& block_tables, const int32_t* query_starts,
+                const int32_t* context_lengths) {
+  const int64_t block_size = key_cache.size(2);
+  TORCH_CHECK(query_starts[0] == 0 && query_starts[block_tables.size(0)] == query.size(0),
+              "query_starts must run from 0 to the number of tokens");
+  for (int64_t row = 0; row < block_tables.size(0); ++row) {
+    const int64_t query_count = query_starts[row + 1] - query_starts[row];
+    const int64_t block_count = (context_lengths[row] + block_size - 1) / block_size;
+    TORCH_CHECK(query_count >= 1 && query_count <= context_lengths[row], "row ", row, " brings ", query_count,
+                " tokens of ", context_lengths[row]);
+    TORCH_CHECK(block_count <= block_tables.size(1), "row ", row, " needs ", block_count, " blocks of ",
+                block_tables.size(1));
+    check_range(data<int32_t>(block_tables) + row * block_tables.stride(0), block_count, key_cache.size(0),
+                "block_tables");
+  }
+}
+
+Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+                       const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
+                       double scale) {
+  check_caches(key_cache, value_cache);
+  check_contiguous(query, "query");
+  check_heads(query, key_cache, query.size(0), "query");
+  TORCH_CHECK(query.size(1) % key_cache.size(1) == 0, query.size(1), " heads cannot share ", key_cache.size(1));
+  TORCH_CHECK(block_tables.dim() == 2 && block_tables.scalar_type() == at::kInt && block_tables.stride(1) == 1,
+              "block_tables must be int32 [row, block]");
+  const int64_t row_count = block_tables.size(0);
+  check_column(query_starts, at::kInt, row_count + 1, "query_starts");
+  check_column(context_lengths, at::kInt, row_count, "context_lengths");
+  check_rows(query, key_cache, block_tables, data<int32_t>(query_starts), data<int32_t>(context_lengths));
+  const AttentionShape shape = {row_count,         query.size(1),          key_cache.size(1),        query.size(2),
+                                key_cache.size(2), block_tables.stride(0), static_cast<float>(scale)};
+  Tensor output = at::empty_like(query);
+  with_type(query, [&]<typename T>() {
+    headrace::paged_attention<T>(
+        {data<T>(query), data<T>(key_cache), data<T>(value_cache), data<int32_t>(block_tables),
+         data<int32_t>(query_starts), data<int32_t>(context_lengths), mutable_data<T>(output)},
+        shape);
+  });
+  return output;
+}
+
+Tensor pack_weight(const Tensor& weight, bool is_gated) {
+  TORCH_CHECK(weight.dim() == 2 && weight.stride(1) == 1, "weight must be [out, in] with whole rows");
+  TORCH_CHECK(!is_gated || weight.size(0) % 2 == 0, "a gated weight has as many gates as outputs");
+  const LinearShape shape = {0, 0, weight.size(1), weight.size(0), is_gated};
+  const int64_t element_count = packed_size(shape);
+  std::shared_ptr<void> memory = WeightMemory::allocate(element_count * weight.element_size());
+  Tensor panels = at::from_blob(memory.get(), {element_count}, [memory](void*) {}, weight.options());
+  with_type(weight, [&]<typename T>() {
+    headrace::pack_weight(data<T>(weight), weight.stride(0), shape, mutable_data<T>(panels));
+  });
+  return panels;
+}
+
+Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& bias, int64_t out_count,
+              bool is_gated) {
+  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "x must be [token, in] with whole rows");
+  check_like(panels, x, "the weight");
+  const LinearShape shape = {x.size(0), x.stride(0), x.size(1), out_count, is_gated};
+  check_column(panels, x.scalar_type(), packed_size(shape), "the weight");
+  if (bias) check_column(*bias, x.scalar_type(), out_count, "bias");
+  Tensor output = at::empty({x.size(0), shape.output_width()}, x.options());
+  with_type(x, [&]<typename T>() {
+    headrace::linear(data<T>(x), data<T>(panels), bias ? data<T>(*bias) : nullptr, shape, mutable_data<T>(output));
+  });
+  return output;
+}
+
+void check_logits(const Tensor& logits) {
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0, "logits must be [row, vocabulary]");
+}
+
+std::tuple<Tensor, Tensor> likeliest(const Tensor& logits) {
+  check_logits(logits);
+  const Tensor whole = logits.contiguous();
+  Tensor token_ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+  Tensor peaks = at::empty({logits.size(0)}, logits.options().dtype(at::kFloat));
+  with_type(whole, [&]<typename T>() {
+    headrace::likeliest(data<T>(whole), whole.size(0), whole.size(1), mutable_data<int64_t>(token_ids),
+                        mutable_data<float>(peaks));
+  });
+  return {token_ids, peaks};
+}
+
+Tensor sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+              const Tensor& seeds, const Tensor& positions) {
+  check_logits(logits);
+  const Tensor whole = logits.contiguous();
+  const int64_t row_count = logits.size(0);
+  check_column(temperature, at::kFloat, row_count, "temperature");
+  check_column(top_k, at::kLong, row_count, "top_k");
+  check_column(top_p, at::kFloat, row_count, "top_p");
+  check_column(seeds, at::kLong, row_count, "seeds");
+  check_column(positions, at::kLong, row_count, "positions");
+  const SamplingColumns columns = {data<float>(temperature), data<int64_t>(top_k), data<float>(top_p),
+                                   data<int64_t>(seeds), data<int64_t>(positions)};
+  Tensor token_ids = at::empty({row_count}, logits.options().dtype(at::kLong));
+  with_type(whole, [&]<typename T>() {
+    headrace::sample(data<T>(whole), row_count, whole.size(1), columns, mutable_data<int64_t>(token_ids));
+  });
+  return token_ids;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& token_ids, int64_t top_count) {
+  check_logits(logits);
+  const Tensor whole = logits.contiguous();
+  const int64_t row_count = logits.size(0);
+  check_column(token_ids, at::kLong, row_count, "token_ids");
+  check_range(data<int64_t>(token_ids), row_count, logits.size(1), "token_ids");
+  TORCH_CHECK(top_count >= 0 && top_count <= logits.size(1), "top_count must be in [0, ", logits.size(1), "]");
+  const auto integers = logits.options().dtype(at::kLong);
+  const auto floats = logits.options().dtype(at::kFloat);
+  Tensor chosen = at::empty({row_count}, floats);
+  Tensor ranks = at::empty({row_count}, integers);
+  Tensor top_ids = at::empty({row_count, top_count}, integers);
+  Tensor top_logprobs = at::empty({row_count, top_count}, floats);
+  const LogprobResults results = {mutable_data<float>(chosen), mutable_data<int64_t>(ranks),
+                                  mutable_data<int64_t>(top_ids), mutable_data<float>(top_logprobs)};
+  with_type(whole, [&]<typename T>() {
+    headrace::logprobs(data<T>(whole), row_count, whole.size(1), data<int64_t>(token_ids), top_count, results);
+  });
+  return {chosen, ranks, top_ids, top_logprobs};
+}
+
+// Linux gives tile registers only to processes that ask for them; returns whether it did.
+bool request_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace headrace::operators
+
+TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
+  library.def("request_tiles() -> bool", &headrace::operators::request_tiles);
+  library.def("rms_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
+  library.def("add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float epsilon) -> ()");
+  library.def("silu_mul(Tensor gate_up) -> Tensor");
+  library.def(
+      "rotary_and_write_kv(Tensor query, Tensor key, Tensor value, Tensor positions, Tensor cos_sin, "
+      "Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slot_ids) -> Tensor");
+  library.def(
+      "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
+      "Tensor context_lengths, float scale) -> Tensor");
+  library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
+  library.def("linear(Tensor x, Tensor panels, Tensor? bias, int out_count, bool is_gated) -> Tensor");
+  library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
+  library.def(
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> Tensor");
+  library.def("logprobs(Tensor logits, Tensor token_ids, int top_count) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
+  library.impl("rms_norm", &headrace::operators::rms_norm);
+  library.impl("add_rms_norm", &headrace::operators::add_rms_norm);
+  library.impl("silu_mul", &headrace::operators::silu_mul);
+  library.impl("rotary_and_write_kv", &headrace::operators::rotary_and_write_kv);
+  library.impl("paged_attention", &headrace::operators::paged_attention);
+  library.impl("pack_weight", &headrace::operators::pack_weight);
+  library.impl("linear", &headrace::operators::linear);
+  library.impl("likeliest", &headrace::operators::likeliest);
+  library.impl("sample", &headrace::operators::sample);
+  library.impl("logprobs", &headrace::operators::logprobs);
+}

@@ -1,0 +1,150 @@
+// Products with a matrix whose columns lie in panels of 32, in the order in which a product reads them.
+//
+// A panel holds 32 outputs: for float32 [in][32]; for bfloat16 [in / 32][2][in pair][16][2], which is two tiles of AMX
+// after another, and at the same time what AVX-512's dot product of bfloat16 pairs takes. `in` is padded with zeros to
+// a multiple of 32.
+//
+// NOTE: every output is summed over `in` in one order, whatever the number of rows. So what a row gives does not
+// depend, to the last bit, on the rows beside it. Libraries choose another order for another number of rows.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+
+#if defined(__AMX_BF16__)
+#include "tiles.h"
+#endif
+
+namespace headrace {
+
+constexpr int64_t kPanelWidth = 32;
+constexpr int64_t kPanelDepth = 32;
+constexpr int64_t kRowBlock = 32;
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Where element (in, out) of a panel lies.
+template <typename T>
+inline int64_t panel_offset(int64_t in, int64_t out);
+
+template <>
+inline int64_t panel_offset<float>(int64_t in, int64_t out) {
+  return in * kPanelWidth + out;
+}
+
+template <>
+inline int64_t panel_offset<BFloat16>(int64_t in, int64_t out) {
+  return in / 32 * 1024 + out / 16 * 512 + in % 32 / 2 * 32 + out % 16 * 2 + in % 2;
+}
+
+struct PanelSums {
+  Floats low;
+  Floats high;
+};
+
+// `sums += rows * panel` over the 32 elements of each row from `in` on.
+template <int kRowCount>
+inline void multiply_step(const float* rows, int64_t row_stride, const float* panel, int64_t in, PanelSums* sums) {
+  for (int64_t depth = in; depth < in + kPanelDepth; ++depth) {
+    const Floats low = load(panel + depth * kPanelWidth);
+    const Floats high = load(panel + depth * kPanelWidth + kLanes);
+#pragma GCC unroll 8
+    for (int row = 0; row < kRowCount; ++row) {
+      const Floats factor = broadcast(rows[row * row_stride + depth]);
+      sums[row].low += factor * low;
+      sums[row].high += factor * high;
+    }
+  }
+}
+
+template <int kRowCount>
+inline void multiply_step(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t in,
+                          PanelSums* sums) {
+  const BFloat16* tiles = panel + in * kPanelWidth;
+  for (int64_t pair = 0; pair < kPanelDepth / 2; ++pair) {
+    const Words low = load_words(tiles + pair * 32);
+    const Words high = load_words(tiles + 512 + pair * 32);
+#pragma GCC unroll 8
+    for (int row = 0; row < kRowCount; ++row) {
+      const BFloat16* factors = rows + row * row_stride + in + pair * 2;
+      sums[row].low = add_pair_products(sums[row].low, factors, low);
+      sums[row].high = add_pair_products(sums[row].high, factors, high);
+    }
+  }
+}
+
+template <int kRowCount, typename T, typename Meanwhile>
+inline void multiply_rows(const T* rows, int64_t row_stride, const T* panel, int64_t depth, float* product,
+                          const Meanwhile& meanwhile) {
+  PanelSums sums[kRowCount] = {};
+  for (int64_t in = 0; in < depth; in += kPanelDepth) {
+    multiply_step<kRowCount>(rows, row_stride, panel, in, sums);
+    meanwhile();
+  }
+  for (int row = 0; row < kRowCount; ++row) {
+    store(product + row * kPanelWidth, sums[row].low);
+    store(product + row * kPanelWidth + kLanes, sums[row].high);
+  }
+}
+
+// Multiplies by panels on one thread. The tiles of AMX, where there are some, are this object's while it lives.
+template <typename T>
+class PanelProduct {
+ public:
+  // product[row][32] = rows[row][depth] @ panel, for at most kRowBlock rows. `meanwhile` is called about every 32
+  // elements of depth, for work that fills the gaps of this. `is_streamed` says that the panel comes from memory and
+  // is used once, so what lies behind it is fetched ahead.
+  template <typename Meanwhile>
+  void multiply(const T* rows, int64_t row_stride, int64_t row_count, const T* panel, int64_t depth, bool is_streamed,
+                float* product, const Meanwhile& meanwhile) {
+    // The processor's own prefetching keeps up with these slower products.
+    (void)is_streamed;
+    int64_t row = 0;
+    for (; row + kRowsAtOnce <= row_count; row += kRowsAtOnce)
+      multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel, depth, product + row * kPanelWidth,
+                                 meanwhile);
+    for (; row < row_count; ++row)
+      multiply_rows<1>(rows + row * row_stride, row_stride, panel, depth, product + row * kPanelWidth, meanwhile);
+  }
+
+ private:
+  // As many sums as there are registers for.
+#if defined(__AVX512F__)
+  static constexpr int kRowsAtOnce = 8;
+#else
+  static constexpr int kRowsAtOnce = 2;
+#endif
+};
+
+#if defined(__AMX_BF16__)
+template <>
+class PanelProduct<BFloat16> {
+ public:
+  PanelProduct() = default;
+  PanelProduct(const PanelProduct&) = delete;
+  PanelProduct& operator=(const PanelProduct&) = delete;
+  ~PanelProduct() {
+    if (configured_row_count_ != 0) release_tiles();
+  }
+
+  template <typename Meanwhile>
+  void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, const BFloat16* panel, int64_t depth,
+                bool is_streamed, float* product, const Meanwhile& meanwhile) {
+    if (row_count != configured_row_count_) {
+      configure_tiles(row_count);
+      configured_row_count_ = row_count;
+    }
+    if (row_count <= 16) {
+      multiply_tiles<1>(rows, row_stride, panel, depth, is_streamed, product, meanwhile);
+    } else {
+      multiply_tiles<2>(rows, row_stride, panel, depth, is_streamed, product, meanwhile);
+    }
+  }
+
+ private:
+  int64_t configured_row_count_ = 0;
+};
+#endif
+
+}  // namespace headrace

@@ -1,0 +1,242 @@
+#include "sampling.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "threads.h"
+#include "vector.h"
+
+namespace headrace {
+namespace {
+
+// Logits that one thread goes through before a second one is worth calling.
+constexpr int64_t kLogitsPerThread = 16 * 1024;
+// How many of the likeliest tokens are sorted for top-p before all of them are.
+constexpr int64_t kNucleusGuess = 1024;
+
+struct Candidate {
+  float score;
+  int64_t token_id;
+};
+
+bool is_likelier(const Candidate& left, const Candidate& right) {
+  return left.score > right.score || (left.score == right.score && left.token_id < right.token_id);
+}
+
+template <typename T>
+Candidate likeliest_of(const T* logits, int64_t begin, int64_t end) {
+  Floats best = broadcast(-std::numeric_limits<float>::infinity());
+  Ints best_ids = {};
+  Ints is_broken = {};
+  Ints ids = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(begin);
+  int64_t token_id = begin;
+  for (; token_id + kLanes <= end; token_id += kLanes, ids += static_cast<int32_t>(kLanes)) {
+    const Floats scores = load(logits + token_id);
+    const Ints is_better = scores > best;
+    best = is_better ? scores : best;
+    best_ids = is_better ? ids : best_ids;
+    is_broken |= scores != scores;
+  }
+  Candidate found = {-std::numeric_limits<float>::infinity(), end};
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const Candidate candidate = {best[lane], best_ids[lane]};
+    if (candidate.score > -std::numeric_limits<float>::infinity() && is_likelier(candidate, found)) found = candidate;
+  }
+  for (; token_id < end; ++token_id) {
+    const Candidate candidate = {widen(logits[token_id]), token_id};
+    if (is_likelier(candidate, found)) found = candidate;
+    is_broken[0] |= candidate.score != candidate.score;
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane)
+    if (is_broken[lane]) found = {std::numeric_limits<float>::quiet_NaN(), begin};
+  // Nothing is more than -infinity: any token is as likely as the others.
+  if (found.token_id == end) found.token_id = begin;
+  return found;
+}
+
+// The likelier of two, or the one that is no number.
+Candidate likelier_of(const Candidate& left, const Candidate& right) {
+  if (left.score != left.score) return left;
+  return right.score != right.score || is_likelier(right, left) ? right : left;
+}
+
+// One of four words of Philox4x32-10 each, as headrace.kernels.philox explains.
+double uniform(uint64_t seed, uint64_t position) {
+  uint32_t words[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
+  uint32_t keys[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t first = static_cast<uint64_t>(words[0]) * 0xD2511F53u;
+    const uint64_t second = static_cast<uint64_t>(words[2]) * 0xCD9E8D57u;
+    words[0] = static_cast<uint32_t>(second >> 32) ^ words[1] ^ keys[0];
+    words[1] = static_cast<uint32_t>(second);
+    words[2] = static_cast<uint32_t>(first >> 32) ^ words[3] ^ keys[1];
+    words[3] = static_cast<uint32_t>(first);
+    keys[0] += 0x9E3779B9u;
+    keys[1] += 0xBB67AE85u;
+  }
+  const uint64_t bits = (static_cast<uint64_t>(words[0]) << 32 | words[1]) >> 11;
+  return static_cast<double>(bits) * 0x1.0p-53;
+}
+
+// The scores of one row, and the weights that a token is drawn by.
+class Distribution {
+ public:
+  template <typename T>
+  Distribution(const T* logits, int64_t vocabulary, float temperature)
+      : scores_(vocabulary), weights_(vocabulary), candidates_() {
+    for (int64_t token_id = 0; token_id < vocabulary; ++token_id) scores_[token_id] = widen(logits[token_id]);
+    const float peak = *std::max_element(scores_.begin(), scores_.end());
+    // Shifted before it is divided, so that no temperature makes an infinity.
+    int64_t token_id = 0;
+    for (; token_id + kLanes <= vocabulary; token_id += kLanes)
+      store(&weights_[token_id], exponential((load(&scores_[token_id]) - peak) / temperature));
+    for (; token_id < vocabulary; ++token_id) weights_[token_id] = exponential((scores_[token_id] - peak) / temperature);
+  }
+
+  void keep_top_k(int64_t count) {
+    if (count > 0 && count < static_cast<int64_t>(scores_.size())) keep_likeliest(scores_, count);
+  }
+
+  void keep_top_p(float share) {
+    if (share < 1.0f) keep_likeliest(weights_, nucleus_size(share));
+  }
+
+  int64_t draw(double number) const {
+    double total = 0.0;
+    for (const float weight : weights_) total += weight;
+    // Rounding must not lift the target to the total, past the last token that has any weight.
+    const double target = std::min(number * total, std::nextafter(total, 0.0));
+    double cumulated = 0.0;
+    for (std::size_t token_id = 0; token_id < weights_.size(); ++token_id) {
+      cumulated += weights_[token_id];
+      if (cumulated > target) return static_cast<int64_t>(token_id);
+    }
+    return static_cast<int64_t>(weights_.size()) - 1;
+  }
+
+ private:
+  // Zeroes the weights of all but the `count` tokens with the highest of `values`.
+  void keep_likeliest(const std::vector<float>& values, int64_t count) {
+    gather(values, false);
+    if (count >= static_cast<int64_t>(candidates_.size())) return;
+    std::nth_element(candidates_.begin(), candidates_.begin() + count, candidates_.end(), is_likelier);
+    for (auto dropped = candidates_.begin() + count; dropped != candidates_.end(); ++dropped)
+      weights_[dropped->token_id] = 0.0f;
+  }
+
+  int64_t nucleus_size(float share) {
+    gather(weights_, true);
+    double total = 0.0;
+    for (const Candidate& candidate : candidates_) total += candidate.score;
+    const double wanted = total * static_cast<double>(share);
+    const auto all = static_cast<int64_t>(candidates_.size());
+    double reached = 0.0;
+    int64_t sorted_count = 0;
+    for (int64_t size = 0; size < all; ++size) {
+      if (size == sorted_count) {
+        const int64_t next = sorted_count == 0 ? std::min(kNucleusGuess, all) : all;
+        std::partial_sort(candidates_.begin() + sorted_count, candidates_.begin() + next, candidates_.end(), is_likelier);
+        sorted_count = next;
+      }
+      reached += candidates_[size].score;
+      if (reached >= wanted) return size + 1;
+    }
+    return all;
+  }
+
+  void gather(const std::vector<float>& values, bool skips_zeros) {
+    candidates_.clear();
+    candidates_.reserve(values.size());
+    for (std::size_t token_id = 0; token_id < values.size(); ++token_id)
+      if (!skips_zeros || values[token_id] > 0.0f) candidates_.push_back({values[token_id], static_cast<int64_t>(token_id)});
+  }
+
+  std::vector<float> scores_;
+  std::vector<float> weights_;
+  std::vector<Candidate> candidates_;
+};
+
+template <typename T>
+float log_sum(const T* logits, int64_t vocabulary, float peak) {
+  double total = 0.0;
+  int64_t token_id = 0;
+  for (; token_id + kLanes <= vocabulary; token_id += kLanes) total += sum(exponential(load(logits + token_id) - peak));
+  for (; token_id < vocabulary; ++token_id) total += exponential(widen(logits[token_id]) - peak);
+  return peak + static_cast<float>(std::log(total));
+}
+
+}  // namespace
+
+template <typename T>
+void likeliest(const T* logits, int64_t row_count, int64_t vocabulary, int64_t* token_ids, float* peaks) {
+  if (row_count == 0) return;
+  // A few rows are cut into parts, so that each thread has some.
+  const int64_t part_count = std::clamp<int64_t>(vocabulary / kLogitsPerThread, 1, (max_thread_count() + row_count - 1) / row_count);
+  std::vector<Candidate> found(row_count * part_count);
+  const int64_t thread_count = row_count * vocabulary / kLogitsPerThread;
+  parallel_shares(row_count * part_count, thread_count, [&](Share share) {
+    for (int64_t task = share.begin; task < share.end; ++task) {
+      const int64_t part = task % part_count;
+      found[task] = likeliest_of(logits + task / part_count * vocabulary, vocabulary * part / part_count,
+                                 vocabulary * (part + 1) / part_count);
+    }
+  });
+  for (int64_t row = 0; row < row_count; ++row) {
+    Candidate best = found[row * part_count];
+    for (int64_t part = 1; part < part_count; ++part) best = likelier_of(best, found[row * part_count + part]);
+    token_ids[row] = best.token_id;
+    peaks[row] = best.score;
+  }
+}
+
+template <typename T>
+void sample(const T* logits, int64_t row_count, int64_t vocabulary, const SamplingColumns& columns,
+            int64_t* token_ids) {
+  parallel_shares(row_count, max_thread_count(), [&](Share share) {
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      if (!(columns.temperatures[row] > 0.0f)) {
+        token_ids[row] = likeliest_of(logits + row * vocabulary, 0, vocabulary).token_id;
+        continue;
+      }
+      Distribution distribution(logits + row * vocabulary, vocabulary, columns.temperatures[row]);
+      distribution.keep_top_k(columns.top_ks[row]);
+      distribution.keep_top_p(columns.top_ps[row]);
+      token_ids[row] = distribution.draw(
+          uniform(static_cast<uint64_t>(columns.seeds[row]), static_cast<uint64_t>(columns.positions[row])));
+    }
+  });
+}
+
+template <typename T>
+void logprobs(const T* logits, int64_t row_count, int64_t vocabulary, const int64_t* token_ids, int64_t top_count,
+              const LogprobResults& results) {
+  parallel_shares(row_count, max_thread_count(), [&](Share share) {
+    std::vector<Candidate> candidates(top_count > 0 ? vocabulary : 0);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      const T* scores = logits + row * vocabulary;
+      const float normaliser = log_sum(scores, vocabulary, likeliest_of(scores, 0, vocabulary).score);
+      const float chosen = widen(scores[token_ids[row]]);
+      results.logprobs[row] = chosen - normaliser;
+      results.ranks[row] =
+          1 + std::count_if(scores, scores + vocabulary, [&](T score) { return widen(score) > chosen; });
+      if (top_count == 0) continue;
+      for (int64_t token_id = 0; token_id < vocabulary; ++token_id)
+        candidates[token_id] = {widen(scores[token_id]), token_id};
+      std::partial_sort(candidates.begin(), candidates.begin() + top_count, candidates.end(), is_likelier);
+      for (int64_t place = 0; place < top_count; ++place) {
+        results.top_token_ids[row * top_count + place] = candidates[place].token_id;
+        results.top_logprobs[row * top_count + place] = candidates[place].score - normaliser;
+      }
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                            \
+  template void likeliest<T>(const T*, int64_t, int64_t, int64_t*, float*);                       \
+  template void sample<T>(const T*, int64_t, int64_t, const SamplingColumns&, int64_t*);          \
+  template void logprobs<T>(const T*, int64_t, int64_t, const int64_t*, int64_t, const LogprobResults&);
+INSTANTIATE(float)
+INSTANTIATE(BFloat16)
+#undef INSTANTIATE
+
+}  // namespace headrace

@@ -1,0 +1,73 @@
+// The tile registers of AMX: 16 rows of 64 bytes each, multiplied as bfloat16 and summed in float32.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vector.h"
+
+namespace headrace {
+
+// Tiles 0 and 1 hold the sums of rows [0, 16), 2 and 3 those of rows [16, 32); 4 and 5 the rows; 6 and 7 the panel.
+inline void configure_tiles(int64_t row_count) {
+  struct alignas(64) {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t row_counts[16] = {};
+  } config;
+  const int64_t first = std::min<int64_t>(row_count, 16);
+  const int64_t second = std::max<int64_t>(row_count - 16, 1);
+  const int64_t row_counts[8] = {first, first, second, second, first, second, 16, 16};
+  for (int tile = 0; tile < 8; ++tile) {
+    config.row_bytes[tile] = 64;
+    config.row_counts[tile] = static_cast<uint8_t>(row_counts[tile]);
+  }
+  _tile_loadconfig(&config);
+}
+
+inline void release_tiles() { _tile_release(); }
+
+// See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32.
+template <int kTileRows, typename Meanwhile>
+inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth,
+                           bool is_streamed, float* product, const Meanwhile& meanwhile) {
+  // How far ahead of its use the panel is fetched: about what memory delivers during its latency.
+  constexpr int64_t kFetchAhead = 3072 / sizeof(BFloat16);
+  const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(BFloat16));
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTileRows == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t in = 0; in < depth; in += 32) {
+    const BFloat16* tiles = panel + in * 32;
+    if (is_streamed) {
+      for (int64_t line = 0; line < 32; ++line)
+        _mm_prefetch(reinterpret_cast<const char*>(tiles + kFetchAhead + line * 32), _MM_HINT_T0);
+    }
+    _tile_loadd(4, rows + in, row_bytes);
+    _tile_loadd(6, tiles, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, tiles + 512, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTileRows == 2) {
+      _tile_loadd(5, rows + 16 * row_stride + in, row_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    meanwhile();
+  }
+  _tile_stored(0, product, 128);
+  _tile_stored(1, product + 16, 128);
+  if constexpr (kTileRows == 2) {
+    _tile_stored(2, product + 16 * 32, 128);
+    _tile_stored(3, product + 16 * 32 + 16, 128);
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,117 @@
+"""The CPU draws and log-probabilities, against the reference's."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.kernels.cpu import CpuKernels
+from headrace.kernels.reference import ReferenceKernels
+
+DTYPES = [torch.float32, torch.bfloat16]
+REFERENCE = ReferenceKernels()
+
+
+def randn(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("row_count", "vocabulary"), [(1, 1), (1, 17), (3, 1000), (1, 49152), (40, 5000)])
+def test_the_likeliest(cpu_kernels: CpuKernels, row_count: int, vocabulary: int, dtype: torch.dtype) -> None:
+    # In bfloat16 many logits are equal.
+    logits = randn(row_count, vocabulary).to(dtype)
+    actual, expected = cpu_kernels.likeliest(logits), REFERENCE.likeliest(logits)
+    assert torch.equal(actual.token_ids, expected.token_ids)
+    assert torch.equal(actual.logits, expected.logits)
+
+
+def test_the_likeliest_among_equals_and_infinities(cpu_kernels: CpuKernels) -> None:
+    logits = torch.full((4, 40_000), -torch.inf)
+    logits[0, [39_999, 20_001, 30_000]] = 2.0
+    logits[1, 39_998] = -1e38
+    logits[2, 5], logits[2, 38_000] = torch.nan, 3.0
+    found = cpu_kernels.likeliest(logits)
+    assert found.token_ids[:2].tolist() == [20_001, 39_998]
+    assert found.logits[2].isnan()
+    assert found.logits[3] == -torch.inf
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    row_count=st.integers(1, 5),
+    vocabulary=st.sampled_from([1, 2, 31, 1024, 3000]),
+    temperature=st.sampled_from([0.0, 0.01, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 2, 40, 5000]),
+    top_p=st.sampled_from([1.0, 0.999, 0.6, 0.01]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+def test_draws_as_the_reference(
+    cpu_kernels: CpuKernels,
+    *,
+    row_count: int,
+    vocabulary: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    logits = (randn(row_count, vocabulary, seed=abs(seed) % 1000) * 3).to(dtype)
+    columns = {
+        "temperature": torch.full((row_count,), temperature),
+        "top_k": torch.full((row_count,), top_k),
+        "top_p": torch.full((row_count,), top_p),
+        "seeds": torch.full((row_count,), seed),
+        "positions": torch.arange(row_count) * 2**31,
+    }
+    # NOTE: an exponential may differ by a rounding, which shifts the bounds of tokens by less than 1e-6: a number drawn
+    # that close to one is not to be expected in these few.
+    assert torch.equal(cpu_kernels.sample(logits, **columns), REFERENCE.sample(logits, **columns))
+
+
+def test_rows_draw_by_themselves(cpu_kernels: CpuKernels) -> None:
+    logits = randn(6, 2000)
+    columns = {
+        "temperature": torch.tensor([0.0, 1.0, 0.5, 2.0, 1.0, 0.0]),
+        "top_k": torch.tensor([0, 0, 5, 100, 0, 3]),
+        "top_p": torch.tensor([1.0, 0.9, 1.0, 0.5, 1.0, 0.1]),
+        "seeds": torch.tensor([1, 2, 3, 4, 5, 6]),
+        "positions": torch.tensor([9, 8, 7, 6, 5, 4]),
+    }
+    together = cpu_kernels.sample(logits, **columns)
+    for row in range(6):
+        alone = cpu_kernels.sample(logits[row : row + 1], **{k: v[row : row + 1] for k, v in columns.items()})
+        assert alone == together[row]
+
+
+def test_a_token_of_no_weight_is_never_drawn(cpu_kernels: CpuKernels) -> None:
+    logits = torch.full((1000, 64), -torch.inf)
+    logits[:, [3, 40]] = torch.tensor([0.0, -2.0])
+    drawn = cpu_kernels.sample(
+        logits,
+        temperature=torch.ones(1000),
+        top_k=torch.zeros(1000, dtype=torch.int64),
+        top_p=torch.ones(1000),
+        seeds=torch.arange(1000),
+        positions=torch.zeros(1000, dtype=torch.int64),
+    )
+    assert set(drawn.tolist()) == {3, 40}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "top_count"), [(1, 1), (50, 0), (50, 50), (3000, 7)])
+def test_logprobs(cpu_kernels: CpuKernels, vocabulary: int, top_count: int, dtype: torch.dtype) -> None:
+    logits = (randn(4, vocabulary) * 5).to(dtype)
+    token_ids = torch.randint(0, vocabulary, (4,), generator=torch.Generator().manual_seed(1))
+    actual = cpu_kernels.logprobs(logits, token_ids, top_count)
+    expected = REFERENCE.logprobs(logits, token_ids, top_count)
+    assert torch.equal(actual.ranks, expected.ranks)
+    assert torch.equal(actual.top_token_ids, expected.top_token_ids)
+    torch.testing.assert_close(actual.logprobs, expected.logprobs, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(actual.top_logprobs, expected.top_logprobs, atol=2e-6, rtol=2e-6)
+
+
+def test_no_rows(cpu_kernels: CpuKernels) -> None:
+    assert cpu_kernels.likeliest(torch.ones(0, 8)).token_ids.shape == (0,)
