@@ -57,7 +57,7 @@ async def run_shard(settings: ShardSettings) -> int:
         shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
         lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
     )
-    await server.start([settings.listen_address])
+    [address] = await server.start([settings.listen_address])
     # Not a context manager: an engine that is still loading must not hold up the end of the process.
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
     loading = asyncio.get_running_loop().run_in_executor(loader, _load, settings, _Progress(servicer))
@@ -70,7 +70,10 @@ async def run_shard(settings: ShardSettings) -> int:
         worker = Worker(_loaded(loading, servicer))
         servicer.serve(worker)
         await server.set_serving(is_serving=True)
-        logger().info(Event.ENGINE_READY, address=settings.listen)
+        logger().info(Event.ENGINE_READY, address=address)
+        if not settings.exit_with_parent:
+            sys.stdout.write(f"headrace shard takes steps on {address}\n")
+            sys.stdout.flush()
         await ending
         await server.stop()
         await _close(worker, loader, shutdown)
