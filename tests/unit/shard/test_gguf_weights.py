@@ -118,13 +118,22 @@ def test_rotary_divisors(tmp_path: Path, llama: PreTrainedModel) -> None:
     check_weights(source, llama)
 
 
-def test_linear_scaling(tmp_path: Path, llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_linear_scaling(tmp_path: Path, llama: PreTrainedModel, is_old: bool) -> None:
     def scale(writer: gguf.GGUFWriter) -> None:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(4.0)
+        if is_old:
+            writer.add_float32("llama.rope.scale_linear", 4.0)
+        else:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(4.0)
 
     write(tmp_path / "m.gguf", llama, "llama", scale)
     assert GgufSource(tmp_path / "m.gguf").config.rotary_scaling == LinearScaling(factor=4.0)
+
+
+def test_a_sliding_window_bounds_the_context(tmp_path: Path, llama: PreTrainedModel) -> None:
+    write(tmp_path / "m.gguf", llama, "llama", lambda w: w.add_sliding_window(90))
+    assert GgufSource(tmp_path / "m.gguf").config.context_token_count == 90
 
 
 def test_half_precision_becomes_float32(tmp_path: Path, llama: PreTrainedModel) -> None:
