@@ -129,7 +129,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
                 if index == 0 and script.gate is not None:
                     script.at_gate.set()
                     await script.gate.wait()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # The latter when the call is cancelled while gRPC writes what was yielded.
             script.cancelled.set()
             raise
         if script.failure_after_words is not None:
