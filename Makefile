@@ -57,7 +57,7 @@ demo: $(VENV)/.ready ## Serves the example model and asks it PROMPT="..."
 
 .PHONY: test
 test: $(VENV)/.ready ## Runs every test, those on the example model included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --durations=10 --durations-min=2
 
 .PHONY: fmt
 fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written from it
