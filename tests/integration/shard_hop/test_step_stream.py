@@ -74,7 +74,9 @@ async def test_a_new_stream_takes_over_with_an_empty_batch(shard: Shard) -> None
     first = await CONNECTOR.connect((shard.address,), ignore)
     await first.step(admission(1))
     shard.may_step.clear()
+    shard.has_stepped.clear()
     left_behind = first.step(StepPlan(step_id=2))
+    await shard.has_stepped.wait()
     connecting = asyncio.create_task(CONNECTOR.connect((shard.address,), ignore))
     lost = await first.wait_lost()
     assert "ABORTED" in lost.message
