@@ -23,7 +23,8 @@ from headrace.services.status import CallStatus, internal_status, status_of
 REQUEST_ID_KEY = "x-request-id"
 """Metadata in which a client names its request."""
 
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
+"""What may be the id of a request."""
 
 _OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
 
@@ -198,6 +199,6 @@ class _Guard:
 def _request_id(context: _Context) -> str:
     """Returns the id that the client chose, if it is one, else a new one."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+        if key == REQUEST_ID_KEY and isinstance(value, str) and REQUEST_ID.fullmatch(value):
             return value
     return uuid.uuid4().hex

@@ -168,6 +168,16 @@ async def test_an_unknown_model_is_not_found(deploy: Deploy) -> None:
         assert (error.code(), reason(error)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
+async def test_an_error_carries_the_id_that_the_request_chose(deploy: Deploy) -> None:
+    async with deploy() as server:
+        request = request_of(prompt(1), request_id="mine", model="other")
+        for call in (server.generate.Generate(request), server.generate.GenerateStream(request)):
+            assert detail(await failure(call), error_details_pb2.ErrorInfo).metadata["request_id"] == "mine"
+        # What is no id is not repeated to anybody, nor written to the log.
+        error = await failure(server.generate.Generate(request_of(prompt(1), request_id="a b", model="other")))
+        assert len(detail(error, error_details_pb2.ErrorInfo).metadata["request_id"]) == 32
+
+
 async def test_a_hundred_megabytes_and_invalid_utf8_harm_nobody(deploy: Deploy) -> None:
     async with deploy() as server:
         raw = server.channel.unary_unary("/headrace.v1.GenerateService/Generate")
