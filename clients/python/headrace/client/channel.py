@@ -95,6 +95,8 @@ def _own_options(message_size_limit_bytes: int, *, is_balanced: bool) -> tuple[C
         # A dead peer is noticed within 40 s, during a long prefill too, in which no data flows.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # Any ping may be the one that goes unanswered; gRPC gives those of its own a minute.
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.primary_user_agent", "headrace-python"),
     )
