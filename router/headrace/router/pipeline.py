@@ -246,7 +246,9 @@ class Pipeline:
         if description is None:
             raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
         limits = self.model.limits
-        context = min(limits.context_token_count, description.context_token_count)
+        # The last token of a sequence is drawn and never computed, so it needs no KV.
+        kv_context = description.block_size * description.block_count + 1
+        context = min(limits.context_token_count, description.context_token_count, kv_context)
         limits = replace(
             limits,
             context_token_count=context,

@@ -17,7 +17,7 @@ from headrace.shard.engines.fake import FakeOptions
 from headrace.shard.engines.fake_oracle import expected_tokens
 from headrace.v1 import generate_service_pb2 as pb
 from headrace.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
-from headrace.v1.router_service_pb2 import AbortRequest
+from headrace.v1.router_service_pb2 import AbortRequest, GetModelRequest
 from headrace.v1.sampling_pb2 import SamplingParams
 
 Deploy = Callable[..., AbstractAsyncContextManager[Any]]
@@ -166,6 +166,18 @@ async def test_an_unknown_model_is_not_found(deploy: Deploy) -> None:
     async with deploy() as server:
         error = await failure(server.generate.Generate(request_of(prompt(1), model="other")))
         assert (error.code(), reason(error)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_a_context_longer_than_the_kv_memory_is_cut_to_it(deploy: Deploy) -> None:
+    """A request that leaves its length open is not refused for what the whole context would need."""
+    async with deploy(engine=FakeOptions(block_size=16, block_count=8)) as server:
+        answer = await server.generate.Generate(request_of(prompt(1), stopping=None))
+        assert answer.completions[0].end.reason == pb.FINISH_REASON_CONTEXT_LIMIT
+        assert tuple(answer.completions[0].token_ids) == expected_tokens(prompt(1), 8 * 16 + 1 - 40)
+        model = await server.router.GetModel(GetModelRequest())
+        assert model.model.limits.context_token_count == 8 * 16 + 1
+        error = await failure(server.generate.Generate(request_of(prompt(1, 200))))
+        assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 async def test_an_error_carries_the_id_that_the_request_chose(deploy: Deploy) -> None:
