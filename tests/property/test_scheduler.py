@@ -17,7 +17,7 @@ from headrace.router.scheduler import SchedulerLimits
 from headrace.router.sequence import Sequence, SequenceState
 
 SETTINGS = settings(
-    max_examples=120, stateful_step_count=60, deadline=None, derandomize="CI" in os.environ, print_blob=True
+    max_examples=200, stateful_step_count=60, deadline=None, derandomize="CI" in os.environ, print_blob=True
 )
 
 # Few stems, so that prompts share prefixes of every length.

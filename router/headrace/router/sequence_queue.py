@@ -44,9 +44,5 @@ class SequenceQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, sequence: Sequence) -> bool:
-        index = self._index_of(sequence)
-        return index < len(self._entries) and self._entries[index][2] is sequence
-
     def _index_of(self, sequence: Sequence) -> int:
         return bisect_left(self._entries, (self._key(sequence), sequence.sequence_id))

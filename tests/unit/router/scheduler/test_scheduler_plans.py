@@ -1,5 +1,6 @@
 """What the plans say, column by column."""
 
+import pytest
 from scheduler_rig import SchedulerRig, make_request
 
 from headrace.contract.step import StepPlan
@@ -60,13 +61,14 @@ def test_a_long_prompt_takes_what_decoding_leaves() -> None:
     assert "chunk_rows" not in columns(rig.step()), "the last token of the prompt is like any other"
 
 
-def test_the_more_urgent_prompt_takes_its_chunk_first() -> None:
+@pytest.mark.parametrize(("arrivals", "chunks"), [((2.0, 1.0), (2, 5)), ((1.0, 2.0), (5, 2))])
+def test_the_more_urgent_prompt_takes_its_chunk_first(arrivals: tuple[float, float], chunks: tuple[int, int]) -> None:
     rig = make_rig(step_token_limit=7, prefill_chunk_token_limit=5)
-    rig.submit(make_request(range(20)), arrival_s=2.0)
+    rig.submit(make_request(range(20)), arrivals[0])
     assert columns(rig.step())["chunk_token_counts"] == (5,)
-    rig.submit(make_request(range(30, 50)), arrival_s=1.0)
+    rig.submit(make_request(range(30, 50)), arrivals[1])
     assert columns(rig.step())["chunk_token_counts"] == (5, 2), "the newcomer gets what is left"
-    assert columns(rig.step())["chunk_token_counts"] == (2, 5)
+    assert columns(rig.step())["chunk_token_counts"] == chunks
 
 
 def test_a_chunk_limit_lets_prompts_share_a_step() -> None:
