@@ -1,8 +1,8 @@
 """Writes the map of the code into docs/architecture.md: one line for each file, taken from the file itself.
 
 A Python file's line is the first of its docstring; that of another source file
-is its first comment. So the map is right when the files are, and a test
-(`--check`) fails while it is not up to date.
+is its first comment, and a C++ file stands with its header. So the map is right
+when the files are, and a test (`--check`) fails while it is not up to date.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FOLDERS = {
     "bench": "Benchmarks",
 }
 """Folders in the order of the map; a file is listed under the first that holds it."""
-SUFFIXES = {".py", ".proto", ".cpp", ".cu", ".sh"}
+SUFFIXES = {".py", ".proto", ".cpp", ".h", ".cu", ".sh"}
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 
 
@@ -43,7 +43,8 @@ def source_files() -> Iterator[Path]:
         pattern = "*" if folder == "proto" else "**/*"
         for path in sorted((ROOT / folder).glob(pattern)):
             is_ours = path.suffix in SUFFIXES and path.name != "__init__.py" and not GENERATED.search(path.name)
-            if is_ours and "__pycache__" not in path.parts:
+            has_header = path.suffix == ".cpp" and path.with_suffix(".h").exists()
+            if is_ours and not has_header and "__pycache__" not in path.parts:
                 yield path
 
 
@@ -57,9 +58,11 @@ def role(path: Path) -> str:
     if path.suffix == ".py":
         said = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     else:
-        comment = re.search(r"^(?://|#(?!!)) ?(.+(?:\n(?://|#) ?\S.*)*)", text, re.MULTILINE)
-        joined = re.sub(r"\n(?://|#) ?", " ", comment[1]) if comment else ""
-        said = re.split(r"(?<=[.:]) ", joined)[0]
+        # In a .proto file the first comment is that of its first message or service.
+        begin = r"^" if path.suffix == ".proto" else r"\A(?:#!.*\n)?"
+        comment = re.search(begin + r"(?://|#) (.+(?:\n(?://|#) \S.*)*)", text, re.MULTILINE)
+        joined = re.sub(r"\n(?://|#) ", " ", comment[1]) if comment else ""
+        said = re.split(r"(?<=[.]) ", joined)[0]
     if not said:
         raise RoleMissing(f"{path.relative_to(ROOT)} does not begin with a sentence on what it is for")
     return said.rstrip(".:")
@@ -77,10 +80,15 @@ def code_map() -> str:
         rows = [path for path in files if path.is_relative_to(ROOT / folder)]
         if rows:
             lines = [f"**`{folder}/`**: {title}\n", "| file | role |", "|---|---|"]
-            lines += [f"| `{path.relative_to(ROOT / folder)}` | {_cell(role(path))} |" for path in rows]
+            lines += [f"| {_name(path, folder)} | {_cell(role(path))} |" for path in rows]
             parts.append("\n".join(lines))
             files = [path for path in files if path not in rows]
     return "\n\n".join(parts)
+
+
+def _name(path: Path, folder: str) -> str:
+    body = ", `.cpp`" if path.suffix == ".h" and path.with_suffix(".cpp").exists() else ""
+    return f"`{path.relative_to(ROOT / folder)}`{body}"
 
 
 def _cell(text: str) -> str:

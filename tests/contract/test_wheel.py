@@ -54,10 +54,13 @@ def closure(wanted: list[Requirement]) -> dict[str, metadata.Distribution]:
 def test_every_part_is_inside_and_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"headrace"}
     assert {path.name for path in (unpacked / "headrace").iterdir()} == PARTS
-    shipped = {path.relative_to(unpacked) for path in unpacked.rglob("*.py")}
     roots = ("proto/python", "services", "router", "shard", "kernels", "clients/python")
-    ours = {path.relative_to(ROOT / root) for root in roots for path in (ROOT / root).glob("headrace/**/*.py")}
-    assert shipped == ours
+    for suffix in (".py", ".pyi", ".cpp", ".h"):
+        shipped = {path.relative_to(unpacked) for path in unpacked.rglob(f"*{suffix}")}
+        ours = {
+            path.relative_to(ROOT / root) for root in roots for path in (ROOT / root).glob(f"headrace/**/*{suffix}")
+        }
+        assert shipped == ours
     assert len(list(unpacked.glob("headrace/*/py.typed"))) == len(PARTS)
 
 
