@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -78,13 +79,22 @@ class PagedAttention {
   void run() {
     const auto task_count = static_cast<int64_t>(plan_.tasks.size());
     const auto merge_count = static_cast<int64_t>(plan_.merges.size());
+    std::atomic<int64_t> next_task = 0;
     const int64_t thread_count = std::max<int64_t>(std::min(max_thread_count(), task_count), 1);
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
     {
       PanelProduct<T> product;
       Scratch& scratch = scratch_for(shape_.head_size);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < task_count; ++task) attend(plan_.tasks[task], product, scratch);
+      // A thread knows its next task, and has its keys fetched, while it does one.
+      int64_t task = next_task.fetch_add(1);
+      find_keys(task, 0, scratch.ahead);
+      scratch.ahead.fetch(0, kKeySpan, shape_.head_size);
+      while (task < task_count) {
+        const int64_t task_ahead = next_task.fetch_add(1);
+        attend(task, task_ahead, product, scratch);
+        task = task_ahead;
+      }
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t merge = 0; merge < merge_count; ++merge) finish(plan_.merges[merge]);
     }
@@ -103,8 +113,8 @@ class PagedAttention {
     Buffer<T> queries;
     std::vector<PartialAttention> totals;
     Buffer<float> values;
-    const T* keys[kKeySpan];
-    const T* key_values[kKeySpan];
+    KeySpan<T> span;
+    KeySpan<T> ahead;
   };
 
   static Scratch& scratch_for(int64_t head_size) {
@@ -113,12 +123,16 @@ class PagedAttention {
     return *scratch;
   }
 
-  void attend(const Task& task, PanelProduct<T>& product, Scratch& scratch) {
+  void attend(int64_t task_index, int64_t task_ahead, PanelProduct<T>& product, Scratch& scratch) {
+    const Task& task = plan_.tasks[task_index];
     gather_queries(task, scratch);
     std::fill_n(scratch.totals.begin(), task.query_end - task.query_begin, PartialAttention{});
-    const int64_t last_visible = visible_count(task, task.query_end - 1);
-    for (int64_t key = task.key_begin; key < std::min(task.key_end, last_visible); key += kKeySpan) {
-      find_keys(task, key, std::min(kKeySpan, std::min(task.key_end, last_visible) - key), scratch);
+    const int64_t key_end = visible_end(task);
+    for (int64_t key = task.key_begin; key < key_end; key += kKeySpan) {
+      find_keys(task_index, key - task.key_begin, scratch.span);
+      const bool is_last = key + kKeySpan >= key_end;
+      find_keys(is_last ? task_ahead : task_index, is_last ? 0 : key + kKeySpan - task.key_begin, scratch.ahead);
+      scratch.block.load_span(scratch.span, scratch.ahead);
       for (int64_t query = task.query_begin; query < task.query_end; query += kRowBlock)
         attend_block(task, key, query, product, scratch);
     }
@@ -168,20 +182,27 @@ class PagedAttention {
                   scratch.queries.data() + (query - task.query_begin) * padded_size_);
   }
 
-  void find_keys(const Task& task, int64_t first, int64_t count, Scratch& scratch) const {
+  // Keys from the row's first to the last that a task sees.
+  int64_t visible_end(const Task& task) const { return std::min(task.key_end, visible_count(task, task.query_end - 1)); }
+
+  // Finds the span that starts `offset` keys after a task's first; none when there is no such task.
+  void find_keys(int64_t task_index, int64_t offset, KeySpan<T>& span) const {
+    span.count = 0;
+    if (task_index >= static_cast<int64_t>(plan_.tasks.size())) return;
+    const Task& task = plan_.tasks[task_index];
     const int32_t* table = tensors_.block_tables + task.row * shape_.block_table_stride;
+    const int64_t end = std::min(task.key_begin + offset + kKeySpan, visible_end(task));
     // Block by block: a division for every key took longer than the products.
-    for (int64_t key = first; key < first + count;) {
+    for (int64_t key = task.key_begin + offset; key < end;) {
       const int64_t block = table[key / shape_.block_size];
-      const int64_t offset = key % shape_.block_size;
-      const int64_t end = std::min(first + count, key - offset + shape_.block_size);
-      int64_t place = ((block * shape_.kv_head_count + task.kv_head) * shape_.block_size + offset) * shape_.head_size;
-      for (; key < end; ++key, place += shape_.head_size) {
-        scratch.keys[key - first] = tensors_.key_cache + place;
-        scratch.key_values[key - first] = tensors_.value_cache + place;
+      const int64_t slot = key % shape_.block_size;
+      const int64_t block_end = std::min(end, key - slot + shape_.block_size);
+      int64_t place = ((block * shape_.kv_head_count + task.kv_head) * shape_.block_size + slot) * shape_.head_size;
+      for (; key < block_end; ++key, ++span.count, place += shape_.head_size) {
+        span.keys[span.count] = tensors_.key_cache + place;
+        span.values[span.count] = tensors_.value_cache + place;
       }
     }
-    scratch.block.load_span(scratch.keys, scratch.key_values, count);
   }
 
   void finish(const Merge& merged) {

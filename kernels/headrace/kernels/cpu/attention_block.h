@@ -38,6 +38,25 @@ inline void merge(const PartialAttention& part, const float* values, int64_t siz
   total = {peak, total.weight_sum * total_factor + part.weight_sum * part_factor};
 }
 
+// Where the keys and values of up to kKeySpan tokens lie.
+template <typename T>
+struct KeySpan {
+  int64_t count = 0;
+  const T* keys[kKeySpan];
+  const T* values[kKeySpan];
+
+  // Asks memory for those from `begin` to `end`, as far as there are any.
+  // NOTE: blocks are too short for the processor to guess what is read next, and a decoding step reads every key once.
+  void fetch(int64_t begin, int64_t end, int64_t size) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t key = begin; key < std::min(end, count); ++key)
+      for (int64_t element = 0; element < size; element += kLine) {
+        __builtin_prefetch(keys[key] + element, 0, 2);
+        __builtin_prefetch(values[key] + element, 0, 2);
+      }
+  }
+};
+
 // Copies up to 16 keys to where they are columns of half a panel.
 inline void pack_keys(const float* const* keys, int64_t count, int64_t size, float* half_panel) {
   for (int64_t key = 0; key < count; ++key)
@@ -66,10 +85,14 @@ inline void pack_value_pair(const BFloat16* first, const BFloat16* second, int64
   for (int64_t element = 0; element < size; element += kLanes) {
     BFloat16* target = panels + element / kPanelWidth * kPanelWidth * kKeySpan +
                        panel_offset<BFloat16>(pair * 2, element % kPanelWidth);
-    const int64_t count = std::min(kLanes, size - element);
-    const Words evens = count == kLanes ? load_halves(first + element) : load_first_halves(first + element, count);
-    const Words odds = count == kLanes ? load_halves(second + element) : load_first_halves(second + element, count);
-    store_words(target, evens | odds << 16);
+    if (size - element >= kLanes) {
+      interleave(first + element, second + element, target);
+      continue;
+    }
+    for (int64_t lane = 0; lane < size - element; ++lane) {
+      target[lane * 2] = first[element + lane];
+      target[lane * 2 + 1] = second[element + lane];
+    }
   }
 }
 
@@ -90,16 +113,19 @@ class AttentionBlock {
   int64_t head_size() const { return head_size_; }
   int64_t padded_size() const { return padded_size_; }
 
-  // Takes `count` keys and values, given by where they are.
-  void load_span(const T* const* keys, const T* const* values, int64_t count) {
-    for (int64_t key = 0; key < count; key += kLanes)
-      pack_keys(keys + key, std::min(kLanes, count - key), head_size_,
+  // Takes the keys and values of a span, and has those of another fetched meanwhile.
+  void load_span(const KeySpan<T>& span, const KeySpan<T>& ahead) {
+    for (int64_t key = 0; key < span.count; key += kLanes) {
+      pack_keys(span.keys + key, std::min(kLanes, span.count - key), head_size_,
                 key_panels_.data() + key / kPanelWidth * kPanelWidth * padded_size_ +
                     panel_offset<T>(0, key % kPanelWidth));
+      ahead.fetch(key, key + kLanes, head_size_);
+    }
+    ahead.fetch(round_up(span.count, kLanes), ahead.count, head_size_);
     // NOTE: a weight of zero does not silence what is no number, so the keys up to the next panel are real zeros.
-    for (int64_t key = 0; key < round_up(count, kPanelDepth); key += 2) {
-      const T* first = key < count ? values[key] : zeros_.data();
-      const T* second = key + 1 < count ? values[key + 1] : zeros_.data();
+    for (int64_t key = 0; key < round_up(span.count, kPanelDepth); key += 2) {
+      const T* first = key < span.count ? span.values[key] : zeros_.data();
+      const T* second = key + 1 < span.count ? span.values[key + 1] : zeros_.data();
       pack_value_pair(first, second, head_size_, key / 2, value_panels_.data());
     }
   }

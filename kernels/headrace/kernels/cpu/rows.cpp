@@ -7,7 +7,7 @@ namespace headrace {
 namespace {
 
 // Fewer elements than this are done sooner than another thread is called.
-constexpr int64_t kElementsPerThread = 16 * 1024;
+constexpr int64_t kElementsPerThread = 8 * 1024;
 
 int64_t threads_for(int64_t element_count) { return element_count / kElementsPerThread; }
 

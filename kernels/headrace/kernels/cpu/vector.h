@@ -111,11 +111,10 @@ inline Words load_words(const void* source) {
 
 inline void store_words(void* target, Words words) { std::memcpy(target, &words, sizeof(words)); }
 
-// The bits of 16 bfloat16, each in a word of its own.
-inline Words load_halves(const BFloat16* source) { return reinterpret_cast<Words>(load(source)) >> 16; }
-
-inline Words load_first_halves(const BFloat16* source, int64_t count) {
-  return reinterpret_cast<Words>(load_first(source, count)) >> 16;
+// Writes 16 pairs of two rows' elements.
+inline void interleave(const BFloat16* first, const BFloat16* second, BFloat16* target) {
+  const Words evens = reinterpret_cast<Words>(load(first)) >> 16;
+  store_words(target, evens | reinterpret_cast<Words>(load(second)));
 }
 
 // Reads 16 words, pairs of bfloat16, from `element` on in each of 16 rows, and writes them column after column.
