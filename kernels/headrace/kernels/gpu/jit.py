@@ -11,7 +11,7 @@ import triton
 class JitFunction(Protocol):
     """A function in Triton's language: called from others of its kind, or launched on a grid."""
 
-    def __call__(self, *arguments: Any, **constants: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401 - Triton has no types
         """Is inlined into the calling function."""
         ...
 
@@ -26,7 +26,12 @@ def jit(function: Callable[..., Any]) -> JitFunction:
 
 
 def launch(
-    kernel: JitFunction, grid: tuple[int, ...], first: torch.Tensor, *others: torch.Tensor | float, **constants: object
+    kernel: JitFunction,
+    grid: tuple[int, ...],
+    first: torch.Tensor,
+    /,
+    *others: torch.Tensor | float,
+    **constants: object,
 ) -> None:
     """Launches a kernel on the device of its first argument, which need not be the thread's current one."""
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():

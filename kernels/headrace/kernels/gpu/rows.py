@@ -5,6 +5,8 @@ them: the addition is part of the norm, and the rotation part of the write.
 Where the reference rounds to the tensors' dtype midway, so do these.
 """
 
+# ruff: noqa: PLR0917 - Triton's functions take pointers and strides by position
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,7 @@ _GATE_TILE = 1024
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Takes and returns [token, hidden]; the weight is [hidden]."""
     normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch_norm(x, x, weight, normed, normed, epsilon, adds=False)
+    _launch_norm(x, x, weight, epsilon, total=None, normed=normed)
     return normed
 
 
@@ -28,7 +30,7 @@ def add_rms_norm(
     """Returns the normalised sum and the sum, both [token, hidden] and new."""
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     normed = torch.empty_like(total)
-    _launch_norm(x, residual, weight, total, normed, epsilon, adds=True)
+    _launch_norm(x, residual, weight, epsilon, total=total, normed=normed)
     return normed, total
 
 
@@ -82,19 +84,21 @@ def _launch_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
-    total: torch.Tensor,
-    normed: torch.Tensor,
     epsilon: float,
     *,
-    adds: bool,
+    total: torch.Tensor | None,
+    normed: torch.Tensor,
 ) -> None:
+    """Fills `normed` with the norm of `x`, or, with a `total` to fill, with that of the sum."""
     x, residual = rows_of(x), rows_of(residual)
     token_count, width = x.shape
     size = next_power_of_two(width)
     # One warp for each 512 elements: 16 per thread stay in registers.
     warp_count = min(max(size // 512, 1), 16)
-    arguments = (x, residual, weight.contiguous(), total, normed, x.stride(0), residual.stride(0), width, epsilon)
-    launch(_norm_row, (token_count,), *arguments, adds=adds, size=size, num_warps=warp_count)
+    targets = (normed if total is None else total, normed)
+    numbers = (x.stride(0), residual.stride(0), width, epsilon)
+    constants = {"adds": total is not None, "size": size, "num_warps": warp_count}
+    launch(_norm_row, (token_count,), x, residual, weight.contiguous(), *targets, *numbers, **constants)
 
 
 @jit
@@ -128,7 +132,9 @@ def _norm_row(
 
 
 @jit
-def _silu_mul(gate_up: tl.tensor, gated: tl.tensor, row_stride: tl.tensor, inner: tl.tensor, size: tl.constexpr) -> None:
+def _silu_mul(
+    gate_up: tl.tensor, gated: tl.tensor, row_stride: tl.tensor, inner: tl.tensor, size: tl.constexpr
+) -> None:
     """Gates one run of one token's elements."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * size + tl.arange(0, size)

@@ -32,12 +32,12 @@ def likeliest(logits: torch.Tensor) -> LikeliestTokens:
     chunk_count = triton.cdiv(vocabulary, _CHUNK_SIZE)
     peaks = torch.empty((row_count, chunk_count), dtype=torch.float32, device=logits.device)
     token_ids = torch.empty((row_count, chunk_count), dtype=torch.int64, device=logits.device)
-    arguments = (logits, peaks, token_ids, logits.stride(0), vocabulary)
-    launch(chunk_peaks, (row_count, chunk_count), *arguments, size=_CHUNK_SIZE)
+    grid = (row_count, chunk_count)
+    launch(chunk_peaks, grid, logits, peaks, token_ids, logits.stride(0), vocabulary, size=_CHUNK_SIZE)
     row_peak = torch.empty((row_count,), dtype=torch.float32, device=logits.device)
     row_token_ids = torch.empty((row_count,), dtype=torch.int64, device=logits.device)
-    arguments = (peaks, token_ids, row_peak, row_token_ids, chunk_count)
-    launch(row_peaks, (row_count,), *arguments, size=next_power_of_two(chunk_count))
+    found = (peaks, token_ids, row_peak, row_token_ids)
+    launch(row_peaks, (row_count,), *found, chunk_count, size=next_power_of_two(chunk_count))
     return LikeliestTokens(token_ids=row_token_ids, logits=row_peak)
 
 
@@ -95,9 +95,7 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> T
     )
 
 
-def _exclude(
-    scores: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
-) -> torch.Tensor:
+def _exclude(scores: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Returns float32 [row, vocabulary] scores, -inf where top-k or top-p drops the token."""
     vocabulary = scores.shape[1]
     # Stable, so that the lowest id comes first among equals.

@@ -4,6 +4,8 @@ Strides count elements. `size` is the chunk of a vocabulary that a program looks
 at, `chunk_size` a power of two that holds the number of chunks.
 """
 
+# ruff: noqa: PLR0917 - Triton's functions take pointers and strides by position
+
 import triton.language as tl
 
 from headrace.kernels.gpu.jit import jit

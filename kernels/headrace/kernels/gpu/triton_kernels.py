@@ -68,9 +68,7 @@ class TritonKernels:
     ) -> AttentionBatch:
         """Returns the rows as they are: every program works out its own part."""
         del block_size
-        return AttentionBatch(
-            block_tables=block_tables, query_starts=query_starts, context_lengths=context_lengths
-        )
+        return AttentionBatch(block_tables=block_tables, query_starts=query_starts, context_lengths=context_lengths)
 
     def paged_attention(
         self,
