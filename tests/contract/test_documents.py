@@ -34,7 +34,9 @@ def name_of(path: Path) -> str:
 
 
 def prose(path: Path) -> str:
-    return FENCE.sub("", path.read_text())
+    """Returns a document without its code and without the map of the code, which has a test of its own."""
+    text = re.sub(r"<!-- code map: begin.*<!-- code map: end -->", "", path.read_text(), flags=re.DOTALL)
+    return FENCE.sub("", text)
 
 
 def anchors(path: Path) -> set[str]:
