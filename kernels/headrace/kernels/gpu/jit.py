@@ -35,7 +35,8 @@ def launch(
 ) -> None:
     """Launches a kernel on the device of its first argument, which need not be the thread's current one."""
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        kernel[grid](first, *others, **constants)
+        # Said explicitly, because the default differs between versions of Triton, and with it the last bits.
+        kernel[grid](first, *others, enable_fp_fusion=True, **constants)
 
 
 def next_power_of_two(count: int) -> int:
