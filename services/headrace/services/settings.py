@@ -114,8 +114,6 @@ class RouterOnlySettings(CommonSettings):
     """Largest gRPC message received from a client or sent to one, in bytes or with a unit such as `16MiB`."""
     prompt_token_limit: Annotated[NonNegativeInt, Field(json_schema_extra={"aliases": ["max-input-tokens"]})] = 0
     """Longest prompt in tokens; 0 is what the context leaves room for."""
-    allow_request_templates: bool = False
-    """Let requests bring a chat template of their own."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back."""
     waiting_token_limit: PositiveInt = 262_144
