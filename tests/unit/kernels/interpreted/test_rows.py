@@ -80,23 +80,24 @@ def test_rotation_and_cache(dtype: torch.dtype, shape: tuple[int, int, int, int,
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
     slot_ids = torch.randperm(7 * block_size, generator=torch.Generator().manual_seed(4))[:token_count]
     positions = torch.tensor([0, 39, 7, 7, 20])
-    caches = []
+    results = []
     for version in (KERNELS, REFERENCE):
-        # One tensor for keys and values, so that blocks are strided as well.
-        both = torch.full((7, 2, kv_head_count, block_size, head_dim), 7.0, dtype=dtype)
+        # Parts of larger tensors, and not of like ones: no stride of one does for the other.
+        key_whole = torch.full((7, 2, kv_head_count, block_size, head_dim), 7.0, dtype=dtype)
+        value_whole = torch.full((7, kv_head_count + 1, block_size + 2, head_dim + 3), 7.0, dtype=dtype)
         rotated = version.rotary_and_write_kv(
             query,
             key,
             value,
             positions=positions,
             cos_sin=cos_sin,
-            key_cache=both[:, 0],
-            value_cache=both[:, 1],
+            key_cache=key_whole[:, 1],
+            value_cache=value_whole[:, 1:, 1:-1, 2:-1],
             slot_ids=slot_ids,
         )
-        caches.append((both, rotated))
-    (found_cache, found), (expected_cache, expected) = caches
-    assert found.is_contiguous()
-    assert_close(found, expected)
-    assert_close(found_cache[:, 0], expected_cache[:, 0])
-    assert torch.equal(found_cache[:, 1], expected_cache[:, 1])
+        results.append((rotated, key_whole, value_whole))
+    found, expected = results
+    assert found[0].is_contiguous()
+    assert_close(found[0], expected[0])
+    assert_close(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
