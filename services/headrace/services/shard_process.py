@@ -32,6 +32,9 @@ LONELY_GRACE_S = 10.0
 def main(arguments: Sequence[str]) -> int:
     """Runs a shard until it is told to end; returns the process's exit status."""
     settings = load_settings(ShardSettings, arguments, os.environ, program="headrace shard")
+    # Read when torch loads. By default its threads spin while they wait for each other, and whatever else
+    # runs on those cores, such as the router, then slows every step several times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     configure(level=settings.log_level, style=settings.log_format)
     return event_loop.run(run_shard(settings))
 
