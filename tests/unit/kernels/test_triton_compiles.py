@@ -32,7 +32,10 @@ class Launches:
         assert len(grid) <= 3
         options = {name: value for name, value in given.items() if name in OPTIONS} | {"enable_fp_fusion": True}
         constants = {name: value for name, value in given.items() if name not in OPTIONS}
-        signature = dict(zip(kernel.arg_names, map(type_of, arguments), strict=False))
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        # As a launch does: a number that is 1 becomes a constant.
+        constants |= {name: 1 for name, value in named.items() if isinstance(value, int) and value == 1}
+        signature = {name: type_of(value) for name, value in named.items()}
         signature |= dict.fromkeys(constants, "constexpr")
         assert list(signature) == kernel.arg_names
         # A GPU launch tells that pointers are aligned; loads are then wide.
@@ -49,7 +52,9 @@ class Launches:
         self.names.add(kernel.fn.__name__)
 
 
-def type_of(argument: object) -> str:
+def type_of(argument: object) -> str | tuple[str, ...]:
+    if isinstance(argument, tuple):
+        return ("i64",) * len(argument)
     if isinstance(argument, torch.Tensor):
         return "*" + TYPES[argument.dtype]
     return "fp32" if isinstance(argument, float) else "i32"
@@ -88,13 +93,14 @@ def test_the_operators_on_tokens(launches: Launches) -> None:
     assert launches.names == {"_norm_row", "_silu_mul", "_rotate_and_write"}
 
 
-def test_attention(launches: Launches) -> None:
+@pytest.mark.parametrize("lengths", [(1, 2), (2,)], ids=str)
+def test_attention(launches: Launches, lengths: tuple[int, ...]) -> None:
     kernels, cache = TritonKernels(), zeros(4, 2, 16, 128)
     # Wide enough a table that the context is split.
-    tables = zeros(2, 70, dtype=torch.int32)
-    starts, contexts = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1, 3], [5, 6]))
-    batch = kernels.prepare_attention(tables, starts, contexts, block_size=16)
-    kernels.paged_attention(zeros(3, 8, 128), cache, cache, batch, scale=0.1)
+    tables = zeros(len(lengths), 70, dtype=torch.int32)
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    batch = kernels.prepare_attention(tables, starts, starts[1:] + 3, block_size=16)
+    kernels.paged_attention(zeros(sum(lengths), 8, 128), cache, cache, batch, scale=0.1)
     assert launches.names == kernels_of(attention_kernels)
 
 

@@ -1,7 +1,8 @@
 """The operators in Triton, for CUDA and ROCm devices.
 
-The kernels are checked against the reference in Triton's interpreter, on a CPU.
-They have not run on a GPU yet: neither their compilation nor their speed is
-known, and the tile sizes are first guesses. `bench/kernels_gpu.py` finds both
-out on a machine that has one.
+They have not run on a GPU yet. They equal the reference in Triton's
+interpreter, on a CPU, and they compile for GPUs (CUDA 8.0 and 9.0, gfx942), but
+neither their results there nor their speed is known, and the tile sizes are
+first guesses. So `auto` does not choose them: `--kernels triton` does. On a
+machine with a GPU, `bench/kernels_gpu.py` checks and measures them.
 """

@@ -55,13 +55,15 @@ def paged_attention(
         batch: The rows of the step.
         scale: Factor of the scores.
         is_interpreted: Triton's interpreter runs the kernels. It multiplies the bit
-            patterns of bfloat16 as if they were integers, so it gets float32 to multiply.
+            patterns of bfloat16 as if they were integers, so it gets float32 instead.
     """
+    if is_interpreted and query.dtype == torch.bfloat16:
+        wide = (query.float(), key_cache.float(), value_cache.float())
+        return paged_attention(*wide, batch, scale=scale, is_interpreted=True).to(query.dtype)
     output = torch.empty_like(query)
-    widens = is_interpreted and query.dtype == torch.bfloat16
     if query.shape[0] > batch.context_lengths.shape[0]:
-        _prefill(query, key_cache, value_cache, batch, output, scale=scale * _LOG2_E, widens=widens)
-    _decode(query, key_cache, value_cache, batch, output, scale=scale * _LOG2_E, widens=widens)
+        _prefill(query, key_cache, value_cache, batch, output, scale=scale * _LOG2_E)
+    _decode(query, key_cache, value_cache, batch, output, scale=scale * _LOG2_E)
     return output
 
 
@@ -73,7 +75,6 @@ def _prefill(
     output: torch.Tensor,
     *,
     scale: float,
-    widens: bool,
 ) -> None:
     """Fills the output of rows that bring several tokens."""
     token_count, head_count, _ = query.shape
@@ -88,10 +89,10 @@ def _prefill(
         *(query, key_cache, value_cache, output),
         *(batch.block_tables, batch.query_starts, batch.context_lengths),
         *(row_count, scale, batch.block_tables.stride(0)),
-        *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
+        *(key_cache.stride()[:3], value_cache.stride()[:3]),
         row_size=next_power_of_two(row_count),
         tile=tile,
-        **_constants(query, key_cache, group, widens=widens),
+        **_constants(query, key_cache, group),
     )
 
 
@@ -103,7 +104,6 @@ def _decode(
     output: torch.Tensor,
     *,
     scale: float,
-    widens: bool,
 ) -> None:
     """Fills the output of rows that bring one token."""
     _, head_count, head_dim = query.shape
@@ -120,12 +120,12 @@ def _decode(
         (row_count, kv_head_count, split_count),
         *(query, key_cache, value_cache, found, statistics[0], statistics[1]),
         *(batch.block_tables, batch.query_starts, batch.context_lengths),
-        *(scale, batch.block_tables.stride(0), split_count),
-        *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
+        *(scale, batch.block_tables.stride(0)),
+        *(key_cache.stride()[:3], value_cache.stride()[:3]),
         is_whole=is_whole,
         tile=max(_SMALLEST_TILE, next_power_of_two(group)),
         split_size=SPLIT_SIZE,
-        **_constants(query, key_cache, group, widens=widens),
+        **_constants(query, key_cache, group),
     )
     if not is_whole:
         launch(
@@ -139,10 +139,9 @@ def _decode(
         )
 
 
-def _constants(query: torch.Tensor, key_cache: torch.Tensor, group: int, *, widens: bool) -> dict[str, int | bool]:
+def _constants(query: torch.Tensor, key_cache: torch.Tensor, group: int) -> dict[str, int]:
     """Returns what both kernels are compiled for."""
     return {
-        "widens": widens,
         "head_count": query.shape[1],
         "group": group,
         "head_dim": query.shape[2],

@@ -2,7 +2,7 @@
 
 Strides count elements. Caches are [block, kv_head, block_size, head_dim], with
 head_dim side by side. `scale` includes log2(e), since powers of two are what a
-GPU computes.
+GPU computes. The tuples are the strides of a cache's blocks, heads and slots.
 """
 
 # ruff: noqa: PLR0917 - Triton's functions take pointers and strides by position
@@ -21,23 +21,20 @@ def _scan_keys(
     table: tl.tensor,
     key_cache: tl.tensor,
     value_cache: tl.tensor,
-    key_block_stride: tl.tensor,
-    key_slot_stride: tl.tensor,
-    value_block_stride: tl.tensor,
-    value_slot_stride: tl.tensor,
+    key_strides: tl.tuple,
+    value_strides: tl.tuple,
     scale: tl.tensor,
-    widens: tl.constexpr,
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
-    tile: tl.constexpr,
     key_tile: tl.constexpr,
-    size: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Attends from a tile of queries to the keys [begin, end) of one head.
 
     Args: queries [tile, size], positions [tile] of the last key that each sees.
     Returns: weighted values [tile, size], and of the weights the binary logarithm of the peak and the sum, [tile].
     """
+    tile: tl.constexpr = queries.shape[0]
+    size: tl.constexpr = queries.shape[1]
     columns = tl.arange(0, size)
     peak = tl.full((tile,), float("-inf"), tl.float32)
     mass = tl.zeros((tile,), tl.float32)
@@ -49,13 +46,10 @@ def _scan_keys(
         blocks = tl.load(table + keys // block_size, mask=is_inside, other=0).to(tl.int64)
         offsets = keys % block_size
         mask = is_inside[:, None] & (columns < head_dim)[None, :]
-        key_rows = key_cache + blocks * key_block_stride + offsets * key_slot_stride
-        value_rows = value_cache + blocks * value_block_stride + offsets * value_slot_stride
+        key_rows = key_cache + blocks * key_strides[0] + offsets * key_strides[2]
+        value_rows = value_cache + blocks * value_strides[0] + offsets * value_strides[2]
         key = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0.0)
         value = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0.0)
-        if widens:
-            key = key.to(tl.float32)
-            value = value.to(tl.float32)
         scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
         is_visible = is_inside[None, :] & (keys[None, :] <= positions[:, None])
         scores = tl.where(is_visible, scores, float("-inf"))
@@ -70,6 +64,23 @@ def _scan_keys(
 
 
 @jit
+def _find_row(
+    query_starts: tl.tensor, row_count: tl.tensor, index: tl.tensor, tile_tokens: tl.constexpr, row_size: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Returns the row that the tile `index` of a batch belongs to, and the tile's first token in that row.
+
+    A row that brings one token has no tile. Past the last tile, the row is `row_count` or more.
+    """
+    rows = tl.arange(0, row_size)
+    starts = tl.load(query_starts + rows, mask=rows < row_count, other=0)
+    lengths = tl.load(query_starts + rows + 1, mask=rows < row_count, other=0) - starts
+    tile_counts = tl.where(lengths > 1, (lengths + tile_tokens - 1) // tile_tokens, 0)
+    is_before = tl.cumsum(tile_counts, axis=0) <= index
+    row = tl.sum(is_before.to(tl.int32), axis=0)
+    return row, (index - tl.sum(tl.where(is_before, tile_counts, 0), axis=0)) * tile_tokens
+
+
+@jit
 def prefill_tile(
     query: tl.tensor,
     key_cache: tl.tensor,
@@ -81,15 +92,10 @@ def prefill_tile(
     row_count: tl.tensor,
     scale: tl.tensor,
     table_stride: tl.tensor,
-    key_block_stride: tl.tensor,
-    key_head_stride: tl.tensor,
-    key_slot_stride: tl.tensor,
-    value_block_stride: tl.tensor,
-    value_head_stride: tl.tensor,
-    value_slot_stride: tl.tensor,
+    key_strides: tl.tuple,
+    value_strides: tl.tuple,
     row_size: tl.constexpr,
     tile: tl.constexpr,
-    widens: tl.constexpr,
     head_count: tl.constexpr,
     group: tl.constexpr,
     head_dim: tl.constexpr,
@@ -101,19 +107,12 @@ def prefill_tile(
     tile_tokens: tl.constexpr = tile // group
     index = tl.program_id(0)
     kv_head = tl.program_id(1)
-    # Which row this is follows from how many tiles each has: none, where only one token is brought.
-    rows = tl.arange(0, row_size)
-    starts = tl.load(query_starts + rows, mask=rows < row_count, other=0)
-    lengths = tl.load(query_starts + rows + 1, mask=rows < row_count, other=0) - starts
-    tile_counts = tl.where(lengths > 1, (lengths + tile_tokens - 1) // tile_tokens, 0)
-    is_before = tl.cumsum(tile_counts, axis=0) <= index
-    row = tl.sum(is_before.to(tl.int32), axis=0)
+    row, first = _find_row(query_starts, row_count, index, tile_tokens, row_size)
     if row >= row_count:
         return
     start = tl.load(query_starts + row)
     length = tl.load(query_starts + row + 1) - start
     context = tl.load(context_lengths + row)
-    first = (index - tl.sum(tl.where(is_before, tile_counts, 0), axis=0)) * tile_tokens
     lanes = tl.arange(0, tile)
     tokens = first + lanes // group
     heads = kv_head * group + lanes % group
@@ -122,8 +121,6 @@ def prefill_tile(
     is_real = (lanes < tile_tokens * group) & (tokens < length)
     mask = is_real[:, None] & (columns < head_dim)[None, :]
     queries = tl.load(query + places[:, None] + columns[None, :], mask=mask, other=0.0)
-    if widens:
-        queries = queries.to(tl.float32)
     computed = context - length
     total, _, mass = _scan_keys(
         queries,
@@ -131,19 +128,14 @@ def prefill_tile(
         0,
         tl.minimum(context, computed + first + tile_tokens),
         block_tables + row.to(tl.int64) * table_stride,
-        key_cache + kv_head * key_head_stride,
-        value_cache + kv_head * value_head_stride,
-        key_block_stride,
-        key_slot_stride,
-        value_block_stride,
-        value_slot_stride,
+        key_cache + kv_head * key_strides[1],
+        value_cache + kv_head * value_strides[1],
+        key_strides,
+        value_strides,
         scale,
-        widens,
         head_dim,
         block_size,
-        tile,
         key_tile,
-        size,
     )
     found = (total / mass[:, None]).to(output.dtype.element_ty)
     tl.store(output + places[:, None] + columns[None, :], found, mask=mask)
@@ -162,17 +154,11 @@ def decode_split(
     context_lengths: tl.tensor,
     scale: tl.tensor,
     table_stride: tl.tensor,
-    split_count: tl.tensor,
-    key_block_stride: tl.tensor,
-    key_head_stride: tl.tensor,
-    key_slot_stride: tl.tensor,
-    value_block_stride: tl.tensor,
-    value_head_stride: tl.tensor,
-    value_slot_stride: tl.tensor,
+    key_strides: tl.tuple,
+    value_strides: tl.tuple,
     is_whole: tl.constexpr,
     tile: tl.constexpr,
     split_size: tl.constexpr,
-    widens: tl.constexpr,
     head_count: tl.constexpr,
     group: tl.constexpr,
     head_dim: tl.constexpr,
@@ -181,47 +167,38 @@ def decode_split(
     size: tl.constexpr,
 ) -> None:
     """Attends from the one token of a row to one split of its context; `is_whole`: to all of it, to the end."""
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
+    row, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = tl.load(query_starts + row)
     context = tl.load(context_lengths + row)
-    begin = split * split_size
+    begin = tl.program_id(2) * split_size
     if (tl.load(query_starts + row + 1) - start != 1) | (begin >= context):
         return
-    lanes = tl.arange(0, tile)
-    columns = tl.arange(0, size)
+    lanes, columns = tl.arange(0, tile), tl.arange(0, size)
     heads = kv_head * group + lanes
     mask = (lanes < group)[:, None] & (columns < head_dim)[None, :]
     places = (start.to(tl.int64) * head_count + heads) * head_dim
     queries = tl.load(query + places[:, None] + columns[None, :], mask=mask, other=0.0)
-    if widens:
-        queries = queries.to(tl.float32)
     total, peak, mass = _scan_keys(
         queries,
         context - 1 + tl.zeros((tile,), tl.int32),
         begin,
         tl.minimum(context, begin + split_size),
         block_tables + row * table_stride,
-        key_cache + kv_head * key_head_stride,
-        value_cache + kv_head * value_head_stride,
-        key_block_stride,
-        key_slot_stride,
-        value_block_stride,
-        value_slot_stride,
+        key_cache + kv_head * key_strides[1],
+        value_cache + kv_head * value_strides[1],
+        key_strides,
+        value_strides,
         scale,
-        widens,
         head_dim,
         block_size,
-        tile,
         key_tile,
-        size,
     )
     if is_whole:
-        rounded = (total / mass[:, None]).to(found.dtype.element_ty)
-        tl.store(found + places[:, None] + columns[None, :], rounded, mask=mask)
+        tl.store(
+            found + places[:, None] + columns[None, :], (total / mass[:, None]).to(found.dtype.element_ty), mask=mask
+        )
     else:
-        parts = (row * head_count + heads) * split_count + split
+        parts = (row * head_count + heads) * tl.num_programs(2) + tl.program_id(2)
         tl.store(found + parts[:, None] * head_dim + columns[None, :], total, mask=mask)
         tl.store(peaks + parts, peak, mask=lanes < group)
         tl.store(masses + parts, mass, mask=lanes < group)

@@ -30,7 +30,7 @@ def launch(
     grid: tuple[int, ...],
     first: torch.Tensor,
     /,
-    *others: torch.Tensor | float,
+    *others: torch.Tensor | float | tuple[int, ...],
     **constants: object,
 ) -> None:
     """Launches a kernel on the device of its first argument, which need not be the thread's current one."""
