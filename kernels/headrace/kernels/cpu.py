@@ -13,17 +13,24 @@ from headrace.kernels.cpu_fakes import register_fakes
 from headrace.kernels.instruction_sets import InstructionSet, supported
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.panel_linear import PanelLinear
+from headrace.kernels.quantization import WeightFormat, quantize
 from headrace.kernels.token_logprobs import TokenLogprobs
 
 
 def load_cpu_kernels(
-    cache_folder: Path, progress: Callable[[str], None], candidates: Sequence[InstructionSet] | None = None
+    cache_folder: Path,
+    progress: Callable[[str], None],
+    *,
+    weight_format: WeightFormat = WeightFormat.PLAIN,
+    candidates: Sequence[InstructionSet] | None = None,
 ) -> "CpuKernels":
     """Returns the operators for the best instructions that this processor has and this compiler knows.
 
     Args:
         cache_folder: Where builds are kept.
         progress: Told before work that takes seconds.
+        weight_format: How linear layers keep their weights.
         candidates: What to try, the best first; None tries all that the processor has.
 
     Raises:
@@ -32,7 +39,8 @@ def load_cpu_kernels(
     failure = BuildFailed("there is nothing to build")
     for instruction_set in supported(torch.cpu.get_capabilities()) if candidates is None else candidates:
         try:
-            return CpuKernels(_load(build(instruction_set, cache_folder, progress), instruction_set))
+            library = build(instruction_set, cache_folder, progress)
+            return CpuKernels(_load(library, instruction_set), weight_format)
         except BuildFailed as error:
             failure = error
             progress(f"no {instruction_set.name} operators: {error}")
@@ -58,7 +66,8 @@ class CpuKernels:
 
     name: ClassVar[str] = "cpu"
 
-    def __init__(self, operators: Any) -> None:  # noqa: ANN401 - torch.ops has no types
+    def __init__(self, operators: Any, weight_format: WeightFormat) -> None:  # noqa: ANN401 - torch.ops has no types
+        self._weight_format = weight_format
         # Overloads are looked up once: a step calls hundreds of operators.
         self._rms_norm = operators.rms_norm.default
         self._add_rms_norm = operators.add_rms_norm.default
@@ -134,11 +143,20 @@ class CpuKernels:
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the layer over a copy of the weight in panels."""
-        return _PanelLinear(self._linear, self._pack_weight(weight, False), weight, bias, is_gated=False)  # noqa: FBT003
+        return self._pack(weight, bias, is_gated=False)
 
     def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the layer over a copy of the weight in panels that hold gates beside what they gate."""
-        return _PanelLinear(self._linear, self._pack_weight(weight, True), weight, bias, is_gated=True)  # noqa: FBT003
+        return self._pack(weight, bias, is_gated=True)
+
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, is_gated: bool) -> PackedLinear:
+        scales = None
+        if self._weight_format is WeightFormat.INT8:
+            weight, scales = quantize(weight)
+        panels = self._pack_weight(weight, is_gated)
+        return PanelLinear(
+            self._linear, panels=panels, scales=scales, bias=bias, weight_shape=weight.shape, is_gated=is_gated
+        )
 
     def sample(
         self,
@@ -161,36 +179,3 @@ class CpuKernels:
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
         """Returns the log-probabilities of `token_ids` and of the likeliest tokens."""
         return TokenLogprobs(*self._logprobs(logits, token_ids, top_count))
-
-
-class _PanelLinear:
-    """A linear layer over a weight in panels."""
-
-    def __init__(
-        self,
-        operator: Callable[..., torch.Tensor],
-        panels: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        is_gated: bool,
-    ) -> None:
-        self._operator = operator
-        self._panels = panels
-        self._row_count, self._in_feature_count = weight.shape
-        self._bias = bias
-        self._is_gated = is_gated
-
-    @property
-    def in_feature_count(self) -> int:
-        """Width of the input."""
-        return self._in_feature_count
-
-    @property
-    def out_feature_count(self) -> int:
-        """Width of the output."""
-        return self._row_count // 2 if self._is_gated else self._row_count
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns [token, out_feature]."""
-        return self._operator(x, self._panels, self._bias, self._row_count, self._is_gated)

@@ -34,7 +34,7 @@ def _paged_attention(query: torch.Tensor, *_: object) -> torch.Tensor:
 
 def _linear(x: torch.Tensor, panels: torch.Tensor, *layer: object) -> torch.Tensor:
     del panels
-    _, out_count, is_gated = layer
+    _, _, out_count, is_gated = layer
     assert isinstance(out_count, int)
     return x.new_empty(x.shape[0], out_count // 2 if is_gated else out_count)
 

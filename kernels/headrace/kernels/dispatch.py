@@ -10,6 +10,7 @@ from headrace.kernels.build import BuildFailed, default_cache_folder
 from headrace.kernels.cpu import load_cpu_kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.quantization import WeightFormat
 from headrace.kernels.reference import ReferenceKernels
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -221,7 +222,11 @@ class Kernels(Protocol):
 
 
 def select(
-    device: torch.device, preference: str = "auto", *, progress: Callable[[str], None] = lambda _: None
+    device: torch.device,
+    preference: str = "auto",
+    *,
+    weight_format: WeightFormat = WeightFormat.PLAIN,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Kernels:
     """Returns a version of the operators for a device.
 
@@ -230,6 +235,7 @@ def select(
     Args:
         device: Where the tensors are.
         preference: A name of VERSIONS; `auto` is the fastest that runs there.
+        weight_format: How linear layers keep their weights.
         progress: Told before work that takes seconds, and why `auto` is not the fastest there is.
 
     Raises:
@@ -238,13 +244,13 @@ def select(
     if preference not in ("auto", *VERSIONS):
         raise KernelsUnavailable(f"no kernels {preference!r}; choose one of: auto, {', '.join(VERSIONS)}")
     if preference == ReferenceKernels.name or (preference == "auto" and device.type != "cpu"):
-        return ReferenceKernels()
+        return ReferenceKernels(weight_format)
     if device.type != "cpu":
         raise KernelsUnavailable(f"the cpu kernels do not run on {device.type}")
     try:
-        return load_cpu_kernels(default_cache_folder(), progress)
+        return load_cpu_kernels(default_cache_folder(), progress, weight_format=weight_format)
     except BuildFailed as error:
         if preference != "auto":
             raise KernelsUnavailable(f"the cpu kernels cannot be built: {error}") from error
         progress(f"running on the slow reference operators: {error}")
-        return ReferenceKernels()
+        return ReferenceKernels(weight_format)

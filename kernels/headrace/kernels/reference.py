@@ -8,6 +8,7 @@ from headrace.kernels import reference_attention, reference_sampling
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
+from headrace.kernels.quantization import WeightFormat, dequantize, quantize
 from headrace.kernels.reference_attention import GroupedAttentionBatch
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -16,6 +17,9 @@ class ReferenceKernels:
     """Operators in plain torch; headrace.kernels.dispatch.Kernels says what each does."""
 
     name: ClassVar[str] = "reference"
+
+    def __init__(self, weight_format: WeightFormat = WeightFormat.PLAIN) -> None:
+        self._weight_format = weight_format
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Returns [token, hidden]."""
@@ -74,12 +78,12 @@ class ReferenceKernels:
         return reference_attention.attend(query, key_cache, value_cache, batch, scale=scale)
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
-        """Returns the layer over the weight as it is."""
-        return PlainLinear(weight, bias)
+        """Returns the layer over the weight, rounded as the format asks."""
+        return PlainLinear(self._rounded(weight), bias)
 
     def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
-        """Returns the layer over the weight as it is, and its gating."""
-        return PlainGatedLinear(weight, bias)
+        """Returns the layer over the weight, rounded as the format asks, and its gating."""
+        return PlainGatedLinear(self._rounded(weight), bias)
 
     def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
         """Returns the likeliest tokens and their logits."""
@@ -104,6 +108,11 @@ class ReferenceKernels:
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
         """Returns the log-probabilities of `token_ids` and of the likeliest tokens."""
         return reference_sampling.logprobs(logits, token_ids, top_count)
+
+    def _rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        if self._weight_format is WeightFormat.PLAIN:
+            return weight
+        return dequantize(quantize(weight), weight.dtype)
 
 
 def _rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

@@ -11,4 +11,4 @@ from headrace.kernels.instruction_sets import PORTABLE, supported
 @pytest.fixture(scope="session", params=["best", "portable"])
 def cpu_kernels(request: pytest.FixtureRequest) -> CpuKernels:
     candidates = (PORTABLE,) if request.param == "portable" else supported(torch.cpu.get_capabilities())[:1]
-    return load_cpu_kernels(default_cache_folder(), print, candidates)
+    return load_cpu_kernels(default_cache_folder(), print, candidates=candidates)

@@ -94,7 +94,7 @@ def test_a_worse_build_stands_in_for_a_failed_one(monkeypatch: pytest.MonkeyPatc
         return real_build(candidate, default_cache_folder(), messages.append)
 
     monkeypatch.setattr("headrace.kernels.cpu.build", build_or_fail)
-    assert load_cpu_kernels(tmp_path, messages.append, (impossible, PORTABLE)).name == "cpu"
+    assert load_cpu_kernels(tmp_path, messages.append, candidates=(impossible, PORTABLE)).name == "cpu"
     assert messages[0] == "no impossible operators: unknown flag"
 
 
@@ -146,7 +146,7 @@ def test_torch_can_trace_the_operators() -> None:
             slots,
         ),
         "paged_attention": (query, cache, cache.clone(), table, starts, contexts, 0.3),
-        "linear": (x, panels, None, 64, True),
+        "linear": (x, panels, None, None, 64, True),
         "likeliest": (x,),
         "sample": (x, *columns),
         "logprobs": (x, slots, 2),

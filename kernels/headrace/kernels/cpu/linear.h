@@ -18,12 +18,25 @@ struct LinearShape {
 // Elements of a packed weight.
 int64_t packed_size(const LinearShape& shape);
 
-// Copies weight [out, in] into `panels`, which are zeroed. When gated, panel i holds 16 gates and the 16 outputs that they gate.
-template <typename T>
-void pack_weight(const T* weight, int64_t weight_stride, const LinearShape& shape, T* panels);
+// Copies weight [out, in] into `panels`, which are zeroed. When gated, panel i holds 16 gates and the 16 outputs that
+// they gate.
+template <typename W>
+void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shape, W* panels);
 
-// output [row, out] = input @ weight.T + bias; when gated [row, out / 2], silu(first half) * second half of that.
-template <typename T>
-void linear(const T* input, const T* panels, const T* bias, const LinearShape& shape, T* output);
+template <typename T, typename W>
+struct LinearTensors {
+  const T* input;
+  const W* panels;
+  // Factor of each of the weight's rows, or null.
+  const float* scales;
+  // Addend of each of the weight's rows, or null.
+  const T* bias;
+  T* output;
+};
+
+// output [row, out] = input @ weight.T * scales + bias; when gated [row, out / 2], silu(first half) * second half of
+// that. The weight is of the input's type T, or of 8-bit integers.
+template <typename T, typename W>
+void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape);
 
 }  // namespace headrace

@@ -197,22 +197,33 @@ Tensor pack_weight(const Tensor& weight, bool is_gated) {
   const int64_t element_count = packed_size(shape);
   std::shared_ptr<void> memory = WeightMemory::allocate(element_count * weight.element_size());
   Tensor panels = at::from_blob(memory.get(), {element_count}, [memory](void*) {}, weight.options());
+  if (weight.scalar_type() == at::kChar) {
+    headrace::pack_weight(data<int8_t>(weight), weight.stride(0), shape, mutable_data<int8_t>(panels));
+    return panels;
+  }
   with_type(weight, [&]<typename T>() {
     headrace::pack_weight(data<T>(weight), weight.stride(0), shape, mutable_data<T>(panels));
   });
   return panels;
 }
 
-Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& bias, int64_t out_count,
-              bool is_gated) {
+Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& scales,
+              const std::optional<Tensor>& bias, int64_t out_count, bool is_gated) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "x must be [token, in] with whole rows");
-  check_like(panels, x, "the weight");
   const LinearShape shape = {x.size(0), x.stride(0), x.size(1), out_count, is_gated};
-  check_column(panels, x.scalar_type(), packed_size(shape), "the weight");
+  const at::ScalarType weight_type = scales ? at::kChar : x.scalar_type();
+  check_column(panels, weight_type, packed_size(shape), "the weight");
+  if (scales) check_column(*scales, at::kFloat, out_count, "scales");
   if (bias) check_column(*bias, x.scalar_type(), out_count, "bias");
   Tensor output = at::empty({x.size(0), shape.output_width()}, x.options());
   with_type(x, [&]<typename T>() {
-    headrace::linear(data<T>(x), data<T>(panels), bias ? data<T>(*bias) : nullptr, shape, mutable_data<T>(output));
+    const T* addends = bias ? data<T>(*bias) : nullptr;
+    if (scales) {
+      headrace::linear<T, int8_t>(
+          {data<T>(x), data<int8_t>(panels), data<float>(*scales), addends, mutable_data<T>(output)}, shape);
+    } else {
+      headrace::linear<T, T>({data<T>(x), data<T>(panels), nullptr, addends, mutable_data<T>(output)}, shape);
+    }
   });
   return output;
 }
@@ -298,7 +309,7 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
       "Tensor context_lengths, float scale) -> Tensor");
   library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
-  library.def("linear(Tensor x, Tensor panels, Tensor? bias, int out_count, bool is_gated) -> Tensor");
+  library.def("linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated) -> Tensor");
   library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
   library.def(
       "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> Tensor");

@@ -38,6 +38,12 @@ inline int64_t panel_offset<BFloat16>(int64_t in, int64_t out) {
   return in / 32 * 1024 + out / 16 * 512 + in % 32 / 2 * 32 + out % 16 * 2 + in % 2;
 }
 
+// Eight-bit weights lie so that 16 of them widen to the first, or the second, elements of 16 pairs.
+template <>
+inline int64_t panel_offset<int8_t>(int64_t in, int64_t out) {
+  return in / 32 * 1024 + out / 16 * 512 + in % 32 / 2 * 32 + in % 2 * 16 + out % 16;
+}
+
 struct PanelSums {
   Floats low;
   Floats high;

@@ -8,6 +8,7 @@ import torch
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels, KernelsUnavailable, select
+from headrace.kernels.quantization import WeightFormat
 from headrace.shard import kv_cache
 from headrace.shard.attention import PagedAttention
 from headrace.shard.capabilities import SUPPORTED_FIELDS
@@ -40,7 +41,8 @@ class NativeLoader:
         self._progress = progress
         self._dtype = _choose_dtype(options)
         self._device = _choose_device(options)
-        self.kernels = _choose_kernels(options, self._device, progress)
+        self._weight_format = _choose_weight_format(options)
+        self.kernels = _choose_kernels(options, self._device, self._weight_format, progress)
         """The version of the operators."""
         progress(f"opening {options.model}")
         self._source = open_source(Path(options.model))
@@ -101,7 +103,7 @@ class NativeLoader:
         return EngineDescription(
             engine="native",
             architecture=self._config.architecture,
-            weight_type=str(self._dtype).removeprefix("torch."),
+            weight_type=_weight_type(self._dtype, self._weight_format),
             vocabulary_size=self._config.vocabulary_size,
             context_token_count=self._context_token_count,
             block_size=budget.block_size,
@@ -130,9 +132,23 @@ def _choose_device(options: NativeOptions) -> torch.device:
     return device
 
 
-def _choose_kernels(options: NativeOptions, device: torch.device, progress: Callable[[str], None]) -> Kernels:
+def _choose_weight_format(options: NativeOptions) -> WeightFormat:
+    if options.weight_format not in list(WeightFormat):
+        raise StartupError(
+            f"engine option weight_format: {options.weight_format!r} is none of {', '.join(WeightFormat)}"
+        )
+    return WeightFormat(options.weight_format)
+
+
+def _weight_type(dtype: torch.dtype, weight_format: WeightFormat) -> str:
+    return str(dtype).removeprefix("torch.") if weight_format is WeightFormat.PLAIN else str(weight_format)
+
+
+def _choose_kernels(
+    options: NativeOptions, device: torch.device, weight_format: WeightFormat, progress: Callable[[str], None]
+) -> Kernels:
     try:
-        return select(device, options.kernels, progress=progress)
+        return select(device, options.kernels, weight_format=weight_format, progress=progress)
     except KernelsUnavailable as error:
         raise StartupError(f"engine option kernels: {error}") from error
 

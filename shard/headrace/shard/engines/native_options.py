@@ -11,6 +11,8 @@ class NativeOptions:
     """A folder with config.json and safetensors files, or a GGUF file."""
     dtype: str = "auto"
     """Of weights, activations and KV cache: float32, bfloat16 or auto, which is float32."""
+    weight_format: str = "plain"
+    """How linear layers keep their weights: plain, in dtype, or int8, with one scale per output."""
     device: str = "cpu"
     """As torch names it."""
     kernels: str = "auto"

@@ -1,0 +1,40 @@
+"""A linear layer over a weight that lies in panels, as the C++ operators read it."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class PanelLinear:
+    """A linear layer, gated or not, over panels."""
+
+    def __init__(
+        self,
+        operator: Callable[..., torch.Tensor],
+        *,
+        panels: torch.Tensor,
+        scales: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        weight_shape: torch.Size,
+        is_gated: bool,
+    ) -> None:
+        self._operator = operator
+        self._panels = panels
+        self._scales = scales
+        self._bias = bias
+        self._row_count, self._in_feature_count = weight_shape
+        self._is_gated = is_gated
+
+    @property
+    def in_feature_count(self) -> int:
+        """Width of the input."""
+        return self._in_feature_count
+
+    @property
+    def out_feature_count(self) -> int:
+        """Width of the output."""
+        return self._row_count // 2 if self._is_gated else self._row_count
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [token, out_feature]."""
+        return self._operator(x, self._panels, self._scales, self._bias, self._row_count, self._is_gated)
