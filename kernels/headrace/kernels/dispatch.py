@@ -8,13 +8,14 @@ import torch
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.build import BuildFailed, default_cache_folder
 from headrace.kernels.cpu import load_cpu_kernels
+from headrace.kernels.gpu.loader import is_triton_installed, load_triton_kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.quantization import WeightFormat
 from headrace.kernels.reference import ReferenceKernels
 from headrace.kernels.token_logprobs import TokenLogprobs
 
-VERSIONS = ("cpu", "reference")
+VERSIONS = ("cpu", "reference", "triton")
 """Names that `select` takes, besides `auto`."""
 
 
@@ -234,7 +235,7 @@ def select(
 
     Args:
         device: Where the tensors are.
-        preference: A name of VERSIONS; `auto` is the fastest that runs there.
+        preference: A name of VERSIONS; `auto` is the fastest that is known to run there.
         weight_format: How linear layers keep their weights.
         progress: Told before work that takes seconds, and why `auto` is not the fastest there is.
 
@@ -245,6 +246,10 @@ def select(
         raise KernelsUnavailable(f"no kernels {preference!r}; choose one of: auto, {', '.join(VERSIONS)}")
     if preference == ReferenceKernels.name or (preference == "auto" and device.type != "cpu"):
         return ReferenceKernels(weight_format)
+    if preference == "triton":
+        if weight_format is not WeightFormat.PLAIN:
+            raise KernelsUnavailable(f"the triton kernels keep no weights as {weight_format}")
+        return _select_triton(device)
     if device.type != "cpu":
         raise KernelsUnavailable(f"the cpu kernels do not run on {device.type}")
     try:
@@ -254,3 +259,12 @@ def select(
             raise KernelsUnavailable(f"the cpu kernels cannot be built: {error}") from error
         progress(f"running on the slow reference operators: {error}")
         return ReferenceKernels(weight_format)
+
+
+def _select_triton(device: torch.device) -> Kernels:
+    # NOTE: only by name. They have not run on a GPU yet, so `auto` stays with the reference there.
+    if device.type != "cuda":
+        raise KernelsUnavailable(f"the triton kernels run on cuda devices, not on {device.type}")
+    if not is_triton_installed():
+        raise KernelsUnavailable("the triton kernels need the package triton, which is not installed")
+    return load_triton_kernels()
