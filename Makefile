@@ -59,6 +59,15 @@ demo: $(VENV)/.ready ## Serves the example model and asks it PROMPT="..."
 test: $(VENV)/.ready ## Runs every test, those on the example model included
 	@$(BIN)/python -m pytest --durations=10 --durations-min=2
 
+.PHONY: test-triton
+test-triton: $(VENV)/.triton ## Runs the tests of the GPU operators, in Triton's interpreter
+	@$(BIN)/python -m pytest tests/unit/kernels/test_triton.py tests/unit/kernels/test_triton_compiles.py
+
+$(VENV)/.triton: $(VENV)/.ready
+	@echo "== triton, a large download"
+	@$(PIP_INSTALL) --group triton | $(DOWNLOADS_ONLY)
+	@touch $@
+
 .PHONY: fmt
 fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written from it
 	@$(BIN)/ruff check --quiet --fix-only .

@@ -65,7 +65,8 @@ class EngineSettings(CommonSettings):
     device: str = "cpu"
     """Where the native engine computes, as torch names it."""
     kernels: str = "auto"
-    """Version of the operators; `auto` takes the fastest that runs on the device."""
+    """Version of the operators: `auto`, `reference`, `cpu` (C++, built on first use) or `triton`. On a CPU `auto` is
+    `cpu` where there is a compiler; on other devices it is `reference`."""
     block_size: PositiveInt = 16
     """Tokens per KV block."""
     block_count: NonNegativeInt = 0
