@@ -11,8 +11,6 @@ namespace {
 
 // Logits that one thread goes through before a second one is worth calling.
 constexpr int64_t kLogitsPerThread = 16 * 1024;
-// How many of the likeliest tokens are sorted for top-p before all of them are.
-constexpr int64_t kNucleusGuess = 1024;
 
 struct Candidate {
   float score;
@@ -83,7 +81,7 @@ class Distribution {
  public:
   template <typename T>
   Distribution(const T* logits, int64_t vocabulary, float temperature)
-      : scores_(vocabulary), weights_(vocabulary), candidates_() {
+      : scores_(vocabulary), weights_(vocabulary) {
     for (int64_t token_id = 0; token_id < vocabulary; ++token_id) scores_[token_id] = widen(logits[token_id]);
     const float peak = *std::max_element(scores_.begin(), scores_.end());
     // Shifted before it is divided, so that no temperature makes an infinity.
@@ -94,11 +92,15 @@ class Distribution {
   }
 
   void keep_top_k(int64_t count) {
-    if (count > 0 && count < static_cast<int64_t>(scores_.size())) keep_likeliest(scores_, count);
+    if (count <= 0 || count >= static_cast<int64_t>(scores_.size())) return;
+    keep_likeliest(scores_, static_cast<double>(count), [](float) { return 1.0; });
   }
 
   void keep_top_p(float share) {
-    if (share < 1.0f) keep_likeliest(weights_, nucleus_size(share));
+    if (share >= 1.0f) return;
+    double total = 0.0;
+    for (const float weight : weights_) total += weight;
+    keep_likeliest(weights_, total * static_cast<double>(share), [](float weight) { return double{weight}; });
   }
 
   int64_t draw(double number) const {
@@ -115,40 +117,38 @@ class Distribution {
   }
 
  private:
-  // Zeroes the weights of all but the `count` tokens with the highest of `values`.
-  void keep_likeliest(const std::vector<float>& values, int64_t count) {
-    gather(values, false);
-    if (count >= static_cast<int64_t>(candidates_.size())) return;
-    std::nth_element(candidates_.begin(), candidates_.begin() + count, candidates_.end(), is_likelier);
-    for (auto dropped = candidates_.begin() + count; dropped != candidates_.end(); ++dropped)
-      weights_[dropped->token_id] = 0.0f;
-  }
-
-  int64_t nucleus_size(float share) {
-    gather(weights_, true);
-    double total = 0.0;
-    for (const Candidate& candidate : candidates_) total += candidate.score;
-    const double wanted = total * static_cast<double>(share);
-    const auto all = static_cast<int64_t>(candidates_.size());
+  // Keeps the likeliest tokens by `values`, until what they measure reaches `wanted`, and zeroes other weights.
+  // NOTE: tokens are counted by the leading bits of their values, so only those on the border need an order. Sorting
+  // all of a vocabulary took longer than a step of the model.
+  template <typename Measure>
+  void keep_likeliest(const std::vector<float>& values, double wanted, const Measure& measure) {
+    std::vector<double> buckets(kBucketCount, 0.0);
+    for (const float value : values) buckets[bucket_of(value)] += measure(value);
     double reached = 0.0;
-    int64_t sorted_count = 0;
-    for (int64_t size = 0; size < all; ++size) {
-      if (size == sorted_count) {
-        const int64_t next = sorted_count == 0 ? std::min(kNucleusGuess, all) : all;
-        std::partial_sort(candidates_.begin() + sorted_count, candidates_.begin() + next, candidates_.end(), is_likelier);
-        sorted_count = next;
-      }
-      reached += candidates_[size].score;
-      if (reached >= wanted) return size + 1;
+    int64_t border = kBucketCount - 1;
+    while (border > 0 && reached + buckets[border] < wanted) reached += buckets[border--];
+    candidates_.clear();
+    for (std::size_t token_id = 0; token_id < values.size(); ++token_id) {
+      const int64_t bucket = bucket_of(values[token_id]);
+      if (bucket < border) weights_[token_id] = 0.0f;
+      if (bucket == border) candidates_.push_back({values[token_id], static_cast<int64_t>(token_id)});
     }
-    return all;
+    std::sort(candidates_.begin(), candidates_.end(), is_likelier);
+    for (const Candidate& candidate : candidates_) {
+      if (reached >= wanted) weights_[candidate.token_id] = 0.0f;
+      reached += measure(candidate.score);
+    }
   }
 
-  void gather(const std::vector<float>& values, bool skips_zeros) {
-    candidates_.clear();
-    candidates_.reserve(values.size());
-    for (std::size_t token_id = 0; token_id < values.size(); ++token_id)
-      if (!skips_zeros || values[token_id] > 0.0f) candidates_.push_back({values[token_id], static_cast<int64_t>(token_id)});
+  static constexpr int64_t kBucketCount = 4096;
+
+  // Orders as the values do, by sign, exponent and the first bits of the fraction.
+  static int64_t bucket_of(float value) {
+    // Minus zero equals zero.
+    value += 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return static_cast<int64_t>((bits & 0x80000000u ? ~bits : bits | 0x80000000u) >> 20);
   }
 
   std::vector<float> scores_;
