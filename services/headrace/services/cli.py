@@ -27,6 +27,7 @@ COMMANDS = {
     "router": Command("headrace.services.router_process:main", "router", "a router for shards that run elsewhere"),
     "shard": Command("headrace.services.shard_process:main", "shard", "a model server for one router"),
     "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
+    "bench": Command("headrace.client.bench_cli:main", "", "load on a running server, and how fast it answers"),
 }
 
 EXIT_CANNOT_START = 2
