@@ -41,10 +41,19 @@ def test_the_start_is_told() -> None:
 
 
 def test_the_end_is_told() -> None:
-    end = CompletionEnd(reason=FinishReason.STOP_TOKEN, generated_token_count=3, stop_token_id=0, index=1)
+    end = CompletionEnd(
+        reason=FinishReason.STOP_TOKEN,
+        generated_token_count=3,
+        stop_token_id=0,
+        index=1,
+        seed=2**64 - 1,
+        mean_logprob=-0.0,
+    )
     message = event_to_proto(finished(end)).finished
     assert message.ends[0].HasField("stop_token_id")
     assert (message.ends[0].index, message.ends[0].generated_token_count) == (1, 3)
+    assert message.ends[0].seed == 2**64 - 1
+    assert message.ends[0].HasField("mean_logprob")
     assert message.timings.prefill.ToMilliseconds() == 1500
     assert message.usage.generated_token_count == 3
 
@@ -59,7 +68,8 @@ def test_log_probabilities_keep_their_rivals() -> None:
 
 @pytest.mark.parametrize("reason", FinishReason)
 def test_every_reason_has_a_value_of_its_own(reason: FinishReason) -> None:
-    [end] = event_to_proto(finished(CompletionEnd(reason=reason, generated_token_count=1))).finished.ends
+    [end] = event_to_proto(finished(CompletionEnd(reason=reason, generated_token_count=1, seed=0))).finished.ends
+    assert not end.HasField("mean_logprob")
     assert pb.FinishReason.Name(end.reason) == f"FINISH_REASON_{reason.name}"
 
 
@@ -76,7 +86,7 @@ deltas = st.lists(
 
 @given(deltas)
 def test_a_whole_answer_is_the_sum_of_its_stream(stream: list[GenerationDelta]) -> None:
-    ends = [CompletionEnd(reason=FinishReason.LENGTH, generated_token_count=1, index=index) for index in (0, 1)]
+    ends = [CompletionEnd(reason=FinishReason.LENGTH, generated_token_count=1, index=index, seed=0) for index in (0, 1)]
     response = response_to_proto([STARTED, *stream, finished(*ends)])
     for completion in response.completions:
         of_this = [delta for delta in stream if delta.index == completion.index]

@@ -1,4 +1,8 @@
-"""One request between its admission and its last event: its text, its clockwork and its reader."""
+"""One request between its admission and its last event: its completions, its clockwork and its reader."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 
 from headrace.contract.errors import HeadraceError, RowFailed
 from headrace.contract.generation import (
@@ -10,62 +14,58 @@ from headrace.contract.generation import (
     Usage,
     ValidRequest,
 )
-from headrace.contract.step import RowEnd, RowLogprobs
+from headrace.router.active_completion import ActiveCompletion
 from headrace.router.admission import Permit
-from headrace.router.detokenizer import Detokenizer
-from headrace.router.logprob_writer import LogprobWriter
 from headrace.router.output_stream import OutputStream
-from headrace.router.scheduler import SequenceUpdate
 from headrace.router.sequence import Sequence
-from headrace.router.stopping import StopMatcher
+from headrace.router.sequence_update import SequenceUpdate
 from headrace.router.tokenizer import Tokenizer
 
 
 class ActiveRequest:
-    """Turns the tokens of one sequence into the events of one stream.
+    """Turns the tokens of its sequences, one for each completion, into the events of one stream.
 
-    Outlives replicas: when one is lost, the sequence moves with its tokens and
-    the text goes on where it stopped.
+    Outlives replicas: when one is lost, the sequences move with their tokens
+    and the texts go on where they stopped.
+
+    With `best_of`, nothing but the start reaches the reader before all
+    completions have ended, since nobody knows which of them he will get.
     """
 
     __slots__ = (
-        "_detokenizer",
+        "_completions",
         "_first_token_s",
-        "_generated_count",
+        "_is_announced",
         "_last_token_s",
-        "_logprobs",
-        "_matcher",
         "_started_s",
-        "_stop_token_id",
         "arrival_s",
         "permit",
         "request",
-        "sequence",
         "stream",
     )
 
-    def __init__(self, request: ValidRequest, sequence: Sequence, tokenizer: Tokenizer, permit: Permit | None) -> None:
+    def __init__(
+        self, request: ValidRequest, sequences: Iterable[Sequence], tokenizer: Tokenizer, permit: Permit | None
+    ) -> None:
+        """Takes a sequence for each completion that is to be generated, in order of their indices."""
         self.request = request
-        self.sequence = sequence
         self.permit = permit
-        """The place in the waiting room; None for a probe, which does not queue."""
-        self.arrival_s = sequence.arrival_s
-        self.stream = OutputStream()
-        self._detokenizer = Detokenizer(tokenizer, include_special_tokens=request.include_special_tokens)
-        stop = request.text_stop
-        self._matcher = (
-            StopMatcher(stop.stop_sequences, include=stop.include_stop_sequence) if stop.stop_sequences else None
-        )
-        self._logprobs = (
-            LogprobWriter(tokenizer, include_special_tokens=request.include_special_tokens)
-            if request.logprobs.sampled
-            else None
-        )
+        """The places in the waiting room; None for a probe, which does not queue."""
+        self.stream = OutputStream(is_held=request.is_ranked)
+        self._completions = {
+            sequence.sequence_id: ActiveCompletion(
+                index=index,
+                sequence=sequence,
+                tokenizer=tokenizer,
+                stream=self.stream,
+                writes_logprobs=request.logprobs.sampled,
+            )
+            for index, sequence in enumerate(sequences)
+        }
+        self.arrival_s = self._first.sequence.arrival_s
         self._started_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
-        self._generated_count = 0
-        self._stop_token_id: int | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -75,114 +75,111 @@ class ActiveRequest:
     @property
     def has_sent_tokens(self) -> bool:
         """Whether the reader may have seen a token."""
-        return self._generated_count > 0
+        return self.generated_token_count > 0 and not self.stream.is_held
+
+    @property
+    def generated_token_count(self) -> int:
+        """Generated tokens over all completions."""
+        return sum(completion.generated_count for completion in self._completions.values())
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The sequence of each completion, in order of their indices."""
+        return tuple(completion.sequence for completion in self._completions.values())
+
+    @property
+    def open_sequences(self) -> tuple[Sequence, ...]:
+        """Those of the completions that have not ended."""
+        return tuple(completion.sequence for completion in self._completions.values() if completion.end is None)
 
     def start(self, now_s: float) -> None:
-        """Notes that the first step was planned. Only the first call counts: a replay is no second start."""
-        if self._started_s is not None:
-            return
-        self._started_s = now_s
+        """Notes that the first step of a sequence was planned. Call once for each, replays left out."""
+        self._announce(now_s)
         if self.permit is not None:
-            self.permit.release(has_started=True)
-        self.stream.put_started(
-            GenerationStarted(
-                request_id=self.request.request_id,
-                model=self.request.model,
-                prompt_token_count=self.request.prompt_token_count,
-                cached_token_count=self.sequence.cached_token_count,
-                seed=self.request.sampling.seed,
-            )
-        )
+            self.permit.start()
 
-    def advance(self, update: SequenceUpdate, now_s: float) -> None:
-        """Takes new tokens and, if these end the completion, ends it. Check `has_ended` after."""
+    def advance(self, update: SequenceUpdate, now_s: float) -> bool:
+        """Takes the news of a sequence. Returns whether its completion is over; `has_ended` tells of the request.
+
+        An error of one sequence ends the request: half an answer would be none.
+        """
+        completion = self._completions[update.sequence.sequence_id]
         if update.token_ids:
             if self._first_token_s is None:
                 self._first_token_s = now_s
             self._last_token_s = now_s
-            if self._matcher is None:
-                self._generated_count += len(update.token_ids)
-                self._put(self._detokenizer.push(update.token_ids), update.token_ids, update.logprobs)
-            else:
-                self._advance_matching(self._matcher, update)
-        if self.has_ended:
-            return
+        completion.advance(update)
+        if completion.end is not None:
+            if not self.open_sequences:
+                self._close()
+            return True
         if update.error is not None:
             self.fail(RowFailed("the model server failed on this request", metadata={"cause": update.error.reason}))
-        elif update.end is not None:
-            if update.end is not RowEnd.TOKEN_LIMIT:
-                self._stop_token_id = update.token_ids[-1]
-            self.finish(self._reason_of(update.end), now_s)
+        return self.has_ended
 
     def finish(self, reason: FinishReason, now_s: float) -> None:
-        """Ends the completion normally; what was withheld for a stop sequence is released."""
+        """Ends the completions that go on normally, each with what it has."""
         if self.has_ended:
             return
-        self.start(now_s)
-        rest = self._detokenizer.flush()
-        if self._matcher is not None:
-            rest = self._matcher.push(rest) + self._matcher.flush()
-            if self._matcher.matched is not None:
-                self._finish_matched(self._matcher.matched, rest)
-                return
-        self._close(
-            rest,
-            CompletionEnd(
-                reason=reason, generated_token_count=self._generated_count, stop_token_id=self._stop_token_id
-            ),
-        )
+        self._announce(now_s)
+        if self.permit is not None:
+            self.permit.release()
+        for completion in self._completions.values():
+            completion.finish(reason)
+        self._close()
 
     def fail(self, error: HeadraceError) -> None:
         """Ends the request with an error."""
         self.stream.fail(error)
 
-    def _advance_matching(self, matcher: StopMatcher, update: SequenceUpdate) -> None:
-        """Pushes token by token, so that nothing after the token that completed a stop sequence counts."""
-        token_ids = update.token_ids
-        texts: list[str] = []
-        for count, token_id in enumerate(token_ids, start=1):
-            self._generated_count += 1
-            text = self._detokenizer.push((token_id,))
-            if self._generated_count <= self.request.row_stop.min_new_token_count:
-                texts.append(text)
-                continue
-            texts.append(matcher.push(text))
-            if matcher.matched is not None:
-                self._put("", token_ids[:count], update.logprobs)
-                self._finish_matched(matcher.matched, "".join(texts))
-                return
-        self._put("".join(texts), token_ids, update.logprobs)
+    @property
+    def _first(self) -> ActiveCompletion:
+        return next(iter(self._completions.values()))
 
-    def _put(self, text: str, token_ids: tuple[int, ...], reports: tuple[RowLogprobs, ...]) -> None:
-        if self._logprobs is None:
-            self.stream.put_tokens(text, token_ids)
-        else:
-            self.stream.put_tokens(text, token_ids, self._logprobs.write(token_ids, reports))
-
-    def _finish_matched(self, stop_sequence: str, rest: str) -> None:
-        self._close(
-            rest,
-            CompletionEnd(
-                reason=FinishReason.STOP_SEQUENCE,
-                generated_token_count=self._generated_count,
-                stop_sequence=stop_sequence,
-            ),
+    def _announce(self, now_s: float) -> None:
+        """Tells the reader of the start, once."""
+        if self._started_s is not None:
+            return
+        self._started_s = now_s
+        self.stream.put_started(
+            GenerationStarted(
+                request_id=self.request.request_id,
+                model=self.request.model,
+                prompt_token_count=self.request.prompt_token_count,
+                cached_token_count=self._first.sequence.cached_token_count,
+                seed=self.request.sampling.seed,
+            )
         )
 
-    def _close(self, rest: str, end: CompletionEnd) -> None:
-        if rest:
-            self.stream.put_tokens(rest, ())
+    def _close(self) -> None:
+        """Tells the reader of the end, when every completion has one."""
         self.stream.finish(
             GenerationFinished(
-                ends=(end,),
+                ends=self._best_ends() if self.request.is_ranked else self._ends(),
                 usage=Usage(
                     prompt_token_count=self.request.prompt_token_count,
-                    cached_token_count=self.sequence.cached_token_count,
-                    generated_token_count=self._generated_count,
+                    cached_token_count=self._first.sequence.cached_token_count,
+                    generated_token_count=self.generated_token_count,
                 ),
                 timings=self._timings(),
             )
         )
+
+    def _ends(self) -> tuple[CompletionEnd, ...]:
+        return tuple(completion.end for completion in self._completions.values() if completion.end is not None)
+
+    def _best_ends(self) -> tuple[CompletionEnd, ...]:
+        """Returns the ends of the likeliest completions and lets the reader have these.
+
+        They are compared by the mean, since a sum would prefer the shortest. One
+        without a token comes last, and the lower index wins among equals.
+        """
+        means = [completion.mean_logprob for completion in self._completions.values()]
+        ranked = sorted(range(len(means)), key=lambda index: _unlikeliness(means[index]))
+        best = ranked[: self.request.completion_count]
+        self.stream.release(best)
+        ends = self._ends()
+        return tuple(replace(ends[index], index=place, mean_logprob=means[index]) for place, index in enumerate(best))
 
     def _timings(self) -> Timings:
         started_s = self.arrival_s if self._started_s is None else self._started_s
@@ -190,11 +187,6 @@ class ActiveRequest:
         last_s = first_s if self._last_token_s is None else self._last_token_s
         return Timings(queued_s=started_s - self.arrival_s, prefill_s=first_s - started_s, decode_s=last_s - first_s)
 
-    def _reason_of(self, end: RowEnd) -> FinishReason:
-        if end is RowEnd.END_OF_SEQUENCE:
-            return FinishReason.END_OF_SEQUENCE
-        if end is RowEnd.STOP_TOKEN:
-            return FinishReason.STOP_TOKEN
-        if self._generated_count >= self.request.max_new_token_count:
-            return FinishReason.LENGTH
-        return FinishReason.CONTEXT_LIMIT
+
+def _unlikeliness(mean_logprob: float | None) -> float:
+    return math.inf if mean_logprob is None else -mean_logprob

@@ -20,18 +20,19 @@ class AdmissionLimits:
     """How much may wait."""
 
     waiting_request_limit: int
-    """Most requests between their arrival and their first step."""
+    """Most completions between the arrival of their request and their first step."""
     waiting_token_limit: int
-    """Most prompt tokens that these may hold together."""
+    """Most prompt tokens that their requests may hold together."""
 
 
 class Permit:
-    """One request's place in the waiting room. Given back once, at its first step or at its end."""
+    """One request's places in the waiting room: one for each completion, until its first step or the request's end."""
 
-    __slots__ = ("_admission", "_token_count")
+    __slots__ = ("_admission", "_place_count", "_token_count")
 
-    def __init__(self, admission: "Admission") -> None:
-        self._admission: Admission | None = admission
+    def __init__(self, admission: "Admission", place_count: int) -> None:
+        self._admission = admission
+        self._place_count = place_count
         self._token_count = 0
 
     def charge(self, token_count: int) -> None:
@@ -40,22 +41,30 @@ class Permit:
         Raises:
             QueueFull: they do not fit beside those that wait. The permit stays valid.
         """
-        if self._admission is not None:
-            self._admission.charge(token_count)
-            self._token_count = token_count
+        self._admission.charge(token_count)
+        self._token_count = token_count
 
-    def release(self, *, has_started: bool = False) -> None:
-        """Frees the place. Safe to repeat."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.leave(self._token_count, has_started=has_started)
+    def start(self) -> None:
+        """Frees the place of a completion that was given its first step; with the first of them, the tokens too."""
+        if self._place_count > 0:
+            self._leave(1, has_started=True)
+
+    def release(self) -> None:
+        """Frees what is left. Safe to repeat."""
+        if self._place_count > 0:
+            self._leave(self._place_count, has_started=False)
+
+    def _leave(self, place_count: int, *, has_started: bool) -> None:
+        token_count, self._token_count = self._token_count, 0
+        self._place_count -= place_count
+        self._admission.leave(place_count, token_count, has_started=has_started)
 
 
 class Admission:
     """Counts who waits, and tells those it turns away when to return.
 
     The hint is computed from the queue: a place becomes free when a waiting
-    request starts, so the k-th caller turned away since then is told k times
+    completion starts, so the k-th caller turned away since then is told k times
     the mean gap between starts. That spreads the callers out by itself, where
     one number for all would bring them back in a herd.
     """
@@ -71,7 +80,7 @@ class Admission:
 
     @property
     def waiting_count(self) -> int:
-        """Requests that wait."""
+        """Completions that wait."""
         return self._waiting_count
 
     @property
@@ -84,21 +93,24 @@ class Admission:
         """How long a request that came now would wait, by the pace of late."""
         return self._waiting_count * self._start_gap_s
 
-    def enter(self) -> Permit:
-        """Takes a place.
+    def enter(self, completion_count: int = 1) -> Permit:
+        """Takes a place for each completion of a request.
+
+        A request for more completions than the limit is let in when nothing
+        else waits: it would wait forever otherwise.
 
         Raises:
-            QueueFull: `waiting_request_limit` requests wait already.
+            QueueFull: `waiting_request_limit` would be exceeded.
         """
-        if self._waiting_count >= self.limits.waiting_request_limit:
-            raise self._turn_away(
-                f"{self._waiting_count} requests are waiting, the limit is {self.limits.waiting_request_limit}"
-            )
+        limit = self.limits.waiting_request_limit
+        if self._waiting_count + completion_count > limit and (self._waiting_count > 0 or completion_count == 1):
+            more = f", {completion_count} more would be too many" if completion_count > 1 else ""
+            raise self._turn_away(f"{self._waiting_count} requests are waiting, the limit is {limit}{more}")
         if self._waiting_count == 0:
             # The gap to a start long ago says how idle we were, not how fast we are.
             self._last_start_s = self._clock.now()
-        self._waiting_count += 1
-        return Permit(self)
+        self._waiting_count += completion_count
+        return Permit(self, completion_count)
 
     def charge(self, token_count: int) -> None:
         """Books tokens for a permit.
@@ -117,9 +129,9 @@ class Admission:
             )
         self._waiting_token_count = total
 
-    def leave(self, token_count: int, *, has_started: bool) -> None:
-        """Takes a permit back."""
-        self._waiting_count -= 1
+    def leave(self, place_count: int, token_count: int, *, has_started: bool) -> None:
+        """Takes places back."""
+        self._waiting_count -= place_count
         self._waiting_token_count -= token_count
         self._turned_away_count = 0
         if has_started:

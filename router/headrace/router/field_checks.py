@@ -32,7 +32,8 @@ class RequestLimits:
     stop_sequence_count: int = 16
     stop_sequence_size_bytes: int = 1024
     stop_token_count: int = 64
-    completion_count: int = 1
+    completion_count: int = 16
+    """Most completions of one prompt, those that `best_of` leaves out included."""
     top_logprob_count: int = 20
 
 
@@ -56,8 +57,7 @@ def find_violations(request: GenerationRequest, limits: RequestLimits, card: Mod
     if request.priority is not None and request.priority not in _PRIORITY_RANGE:
         yield out_of_range("priority", _PRIORITY_RANGE, request.priority)
     yield from _size_violation("cache_salt", request.cache_salt, _CACHE_SALT_SIZE_BYTES)
-    yield from _at_least("completion_count", request.completion_count, 1)
-    yield from _at_least("best_of", request.best_of, request.completion_count or 1)
+    yield from _completion_violations(request, limits)
     yield from _at_least("truncate_prompt_token_count", request.truncate_prompt_token_count, 1)
 
 
@@ -186,6 +186,20 @@ def _output_violations(output: OutputOptions, limits: RequestLimits) -> Violatio
         yield out_of_range("output.top_logprob_count", f"[0, {limits.top_logprob_count}]", count)
     if count > 0 and not output.token_logprobs:
         yield FieldViolation("output.top_logprob_count", f"needs token_logprobs when it is positive, is {count}")
+
+
+def _completion_violations(request: GenerationRequest, limits: RequestLimits) -> Violations:
+    limit, count = limits.completion_count, request.completion_count
+    if count is not None and not 1 <= count <= limit:
+        yield out_of_range("completion_count", f"[1, {limit}]", count)
+        return
+    least = count or 1
+    if request.best_of is not None and not least <= request.best_of <= limit:
+        yield out_of_range("best_of", f"[{least}, {limit}], from completion_count to the limit", request.best_of)
+    elif (request.best_of or least) > least and request.output.processed_logprobs:
+        yield FieldViolation(
+            "output.processed_logprobs", "must not be set beside best_of, which compares unprocessed ones"
+        )
 
 
 def _is_request_id(text: str) -> bool:

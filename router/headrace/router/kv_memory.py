@@ -27,6 +27,10 @@ class KvMemory:
         chain = DigestChain.of(request, self._block_size)
         return len(self._hits(chain, request.prompt_token_ids)) * self._block_size
 
+    def shareable_count(self, request: ValidRequest) -> int:
+        """Returns how many of a prompt's tokens could be found, if they were computed before."""
+        return self._hit_limit(request.prompt_token_ids) * self._block_size
+
     def lease(
         self, chain: DigestChain, token_ids: Tokens[int], *, may_hit: bool, reserved_count: int
     ) -> BlockTable | None:
@@ -49,4 +53,7 @@ class KvMemory:
 
     def _hits(self, chain: DigestChain, token_ids: Tokens[int]) -> list[int]:
         """Finds the longest cached prefix, short of the last token: the next one is sampled from computing that."""
-        return self._cache.match(chain, token_ids, (len(token_ids) - 1) // self._block_size)
+        return self._cache.match(chain, token_ids, self._hit_limit(token_ids))
+
+    def _hit_limit(self, token_ids: Tokens[int]) -> int:
+        return (len(token_ids) - 1) // self._block_size

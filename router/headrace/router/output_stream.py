@@ -1,7 +1,7 @@
 """The mailbox between the step loop, which never waits, and one request's reader, who may be slow."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from headrace.contract.errors import HeadraceError
 from headrace.contract.generation import (
@@ -14,19 +14,25 @@ from headrace.contract.generation import (
 
 
 class OutputStream:
-    """Holds what one reader has not taken yet, coalesced into at most three events.
+    """Holds what one reader has not taken yet, coalesced into two events and one for each completion.
 
-    Deltas that pile up become one, so what is held never outgrows the
-    completion itself. Writers never wait. One reader; one event loop.
+    Deltas of a completion that pile up become one, so what is held never
+    outgrows the completions themselves. Writers never wait. One reader; one
+    event loop.
     """
 
-    __slots__ = ("_end", "_logprobs", "_started", "_texts", "_token_ids", "_waiter")
+    __slots__ = ("_end", "_is_held", "_pending", "_started", "_waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_held: bool = False) -> None:
+        """Starts empty.
+
+        Args:
+            is_held: Whether deltas stay here until `release` says which of the completions are wanted.
+        """
         self._started: GenerationStarted | None = None
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._pending: dict[int, _Pending] = {}
+        """By index of the completion; the one that has waited longest is first."""
+        self._is_held = is_held
         self._end: GenerationFinished | HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -35,20 +41,38 @@ class OutputStream:
         """Whether the last event or an error was put in; later writes are dropped."""
         return self._end is not None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the reader gets no tokens yet."""
+        return self._is_held
+
     def put_started(self, event: GenerationStarted) -> None:
         """Announces the start; once, before everything else."""
         self._started = event
         self._wake()
 
-    def put_tokens(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] = ()) -> None:
-        """Adds text and tokens to the delta that the reader will get next."""
+    def put_tokens(
+        self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] = (), *, index: int = 0
+    ) -> None:
+        """Adds text and tokens to the delta of a completion that the reader will get next."""
         if self._end is not None:
             return
+        pending = self._pending.get(index)
+        if pending is None:
+            pending = self._pending[index] = _Pending()
         if text:
-            self._texts.append(text)
-        self._token_ids.extend(token_ids)
+            pending.texts.append(text)
+        pending.token_ids.extend(token_ids)
         if logprobs:
-            self._logprobs.extend(logprobs)
+            pending.logprobs.extend(logprobs)
+        self._wake()
+
+    def release(self, indices: Sequence[int]) -> None:
+        """Lets the reader have what was held of these completions, which become 0, 1, ...; forgets the others."""
+        self._pending = {
+            index: self._pending[held_index] for index, held_index in enumerate(indices) if held_index in self._pending
+        }
+        self._is_held = False
         self._wake()
 
     def finish(self, event: GenerationFinished) -> None:
@@ -69,8 +93,9 @@ class OutputStream:
             if self._started is not None:
                 started, self._started = self._started, None
                 yield started
-            elif self._token_ids or self._texts:
-                yield self._take_delta()
+            elif self._pending and not self._is_held:
+                index = next(iter(self._pending))
+                yield self._pending.pop(index).delta(index)
             elif isinstance(self._end, GenerationFinished):
                 yield self._end
                 return
@@ -79,13 +104,6 @@ class OutputStream:
             else:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-
-    def _take_delta(self) -> GenerationDelta:
-        texts, self._texts = self._texts, []
-        token_ids, self._token_ids = self._token_ids, []
-        logprobs, self._logprobs = self._logprobs, []
-        text = texts[0] if len(texts) == 1 else "".join(texts)
-        return GenerationDelta(text=text, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
 
     def _close(self, end: GenerationFinished | HeadraceError) -> None:
         if self._end is None:
@@ -96,3 +114,18 @@ class OutputStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class _Pending:
+    """What the reader has not taken yet of one completion."""
+
+    __slots__ = ("logprobs", "texts", "token_ids")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+
+    def delta(self, index: int) -> GenerationDelta:
+        text = self.texts[0] if len(self.texts) == 1 else "".join(self.texts)
+        return GenerationDelta(text=text, token_ids=tuple(self.token_ids), logprobs=tuple(self.logprobs), index=index)

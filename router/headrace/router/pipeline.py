@@ -127,7 +127,7 @@ class Pipeline:
         active: ActiveRequest | None = None
         timers: list[asyncio.TimerHandle] = []
         try:
-            permit = self.admission.enter()
+            permit = self.admission.enter(request.best_of or request.completion_count or 1)
             token_ids = await self._token_ids(request)
             valid = validator.resolve(request, token_ids, request_id=request_id, seed=self._seed_for(request))
             permit.charge(valid.prompt_token_count)
@@ -294,8 +294,12 @@ class Pipeline:
         return self._new_seed() if request.sampling.seed is None else request.sampling.seed
 
     def _activate(self, valid: ValidRequest, permit: Permit | None) -> ActiveRequest:
-        sequence = Sequence(sequence_id=next(self._sequence_ids), request=valid, arrival_s=self._clock.now())
-        active = ActiveRequest(valid, sequence, self.model.tokenizer, permit)
+        arrival_s = self._clock.now()
+        sequences = [
+            Sequence(sequence_id=next(self._sequence_ids), request=valid.of_completion(index), arrival_s=arrival_s)
+            for index in range(valid.best_of)
+        ]
+        active = ActiveRequest(valid, sequences, self.model.tokenizer, permit)
         self._requests[valid.request_id] = active
         return active
 

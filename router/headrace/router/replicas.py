@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector, EngineDescription
@@ -21,13 +20,6 @@ from headrace.router.reporting import Report
 
 RETRY_WHEN_NOT_READY_S = 1.0
 """What callers are told while no replica serves; a restart takes seconds."""
-
-
-class Orphan(NamedTuple):
-    """A request whose replica was lost, while none other serves."""
-
-    active: ActiveRequest
-    since_s: float
 
 
 class ReplicaSet:
@@ -60,8 +52,9 @@ class ReplicaSet:
         self._replicas: dict[str, Replica] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._orphans: dict[int, Orphan] = {}
-        self._homes: dict[int, Replica] = {}
+        self._orphans: dict[ActiveRequest, float] = {}
+        """Requests whose replica was lost while none other served, and when that was, in seconds."""
+        self._homes: dict[ActiveRequest, Replica] = {}
         self._added_count = 0
         self._probe_count = 0
         self._description: EngineDescription | None = None
@@ -193,12 +186,12 @@ class ReplicaSet:
         """
         replica = self._choose(active) if replica_id is None else self._find(replica_id)
         replica.submit(active)
-        self._homes[active.sequence.sequence_id] = replica
+        self._homes[active] = replica
 
     def release(self, active: ActiveRequest) -> None:
         """Drops a request wherever it is; its blocks are free before the next step. Safe for one that ended."""
-        home = self._homes.pop(active.sequence.sequence_id, None)
-        if self._orphans.pop(active.sequence.sequence_id, None) is None and home is not None:
+        home = self._homes.pop(active, None)
+        if self._orphans.pop(active, None) is None and home is not None:
             home.cancel(active)
 
     def _choose(self, active: ActiveRequest) -> Replica:
@@ -223,8 +216,8 @@ class ReplicaSet:
         """Gives the requests that wait for a replica to one that came up."""
         self._announce_change()
         orphans, self._orphans = self._orphans, {}
-        for orphan in orphans.values():
-            self._replay(orphan.active, replica)
+        for active in orphans:
+            self._replay(active, replica)
 
     def _orphan(self, requests: list[ActiveRequest], why: str) -> None:
         """Sends the requests of a lost replica elsewhere, or keeps them until one comes up."""
@@ -236,7 +229,7 @@ class ReplicaSet:
                 self._replay(active, self._choose(active))
         elif waiting:
             now_s = self._clock.now()
-            self._orphans.update((active.sequence.sequence_id, Orphan(active, now_s)) for active in waiting)
+            self._orphans.update(dict.fromkeys(waiting, now_s))
             asyncio.get_running_loop().call_later(self._replay_timeout_s, self._give_up, now_s, why)
 
     def _replay(self, active: ActiveRequest, replica: Replica) -> None:
@@ -244,9 +237,9 @@ class ReplicaSet:
             "request_replayed",
             request_id=active.request.request_id,
             replica_id=replica.id,
-            generated_token_count=active.sequence.generated_token_count,
+            generated_token_count=active.generated_token_count,
         )
-        self._homes[active.sequence.sequence_id] = replica
+        self._homes[active] = replica
         try:
             replica.submit(active)
         except HeadraceError as error:
@@ -254,12 +247,12 @@ class ReplicaSet:
 
     def _give_up(self, orphaned_s: float, why: str) -> None:
         """Fails the requests that have waited for a replica since this moment."""
-        for orphan in [orphan for orphan in self._orphans.values() if orphan.since_s <= orphaned_s]:
-            del self._orphans[orphan.active.sequence.sequence_id]
-            orphan.active.fail(
+        for active in [active for active, since_s in self._orphans.items() if since_s <= orphaned_s]:
+            del self._orphans[active]
+            active.fail(
                 ShardLost(
                     f"the model server was lost ({why}) and none came back within {self._replay_timeout_s:g} s",
-                    tokens_sent=orphan.active.has_sent_tokens,
+                    tokens_sent=active.has_sent_tokens,
                     retry_after_s=RETRY_WHEN_NOT_READY_S,
                 )
             )

@@ -213,6 +213,10 @@ class Scheduler:
         """Returns how many of a request's tokens the prefix cache holds. Changes nothing."""
         return self._kv.match(request)
 
+    def has_prompt_to_share(self, request: ValidRequest) -> bool:
+        """Whether full blocks of a prompt are still to be computed, which further sequences with it could then hit."""
+        return self._kv.match(request) < self._kv.shareable_count(request)
+
     def flush_prefix_cache(self) -> int:
         """Forgets every cached prefix that no running sequence uses; returns how many blocks became free."""
         return self._kv.pool.flush()

@@ -4,6 +4,11 @@ Everybody else leaves requests and cancellations in two lists and rings a bell.
 Both lists are bounded by admission: a request is in the first at most once, and
 in the second at most once after it.
 
+The sequences of one request share its prompt through the prefix cache: the first
+one computes it, and the others are submitted when it has its first token, since
+the full blocks of the prompt are committed then. Each of the others computes the
+rest of the prompt, at most a block, again.
+
 The loop wakes for a result, a request or a cancellation, and then does, in this
 order: take results into the scheduler; take cancellations, requests and passed
 deadlines; plan and send as many steps as may be in flight; only then turn the
@@ -12,6 +17,7 @@ new tokens into text, while the engine is already computing the next ones.
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from headrace.contract.clock import Clock
@@ -21,6 +27,7 @@ from headrace.contract.step import StepResult
 from headrace.router.active_request import ActiveRequest
 from headrace.router.reporting import Report
 from headrace.router.scheduler import Scheduler, SequenceUpdate
+from headrace.router.sequence import Sequence
 
 
 class SentStep(NamedTuple):
@@ -43,6 +50,9 @@ class StepLoop:
         self._step_timeout_s = step_timeout_s
         self._report = report
         self._requests: dict[int, ActiveRequest] = {}
+        """By the ids of all their sequences that the scheduler has."""
+        self._followers: dict[int, tuple[Sequence, ...]] = {}
+        """By the id of the sequence whose first token they wait for."""
         self._arrivals: list[ActiveRequest] = []
         self._departures: list[ActiveRequest] = []
         self._in_flight: deque[SentStep] = deque()
@@ -52,12 +62,12 @@ class StepLoop:
     @property
     def request_count(self) -> int:
         """Requests that have not ended."""
-        return len(self._requests) + len(self._arrivals)
+        return len(set(self._requests.values())) + len(self._arrivals)
 
     @property
     def arriving_token_count(self) -> int:
         """Tokens of requests that the scheduler has not seen yet."""
-        return sum(len(active.sequence.token_ids) for active in self._arrivals)
+        return sum(len(sequence.token_ids) for active in self._arrivals for sequence in active.open_sequences[:1])
 
     def submit(self, active: ActiveRequest) -> None:
         """Hands a request over. Its stream tells everything that follows."""
@@ -94,13 +104,18 @@ class StepLoop:
     def abandon(self) -> list[ActiveRequest]:
         """Gives back every request after the engine was lost, those that may not run again already failed."""
         for sequence in self.scheduler.lose_engine():
-            self._requests.pop(sequence.sequence_id).fail(
+            self._requests[sequence.sequence_id].fail(
                 RequestRefused("the model server died each time it ran this request")
             )
         survivors = [self._requests[sequence.sequence_id] for sequence in self.scheduler.evacuate()]
-        gone = {id(active) for active in self._departures}
-        survivors = [active for active in [*survivors, *self._arrivals] if id(active) not in gone]
+        gone = set(self._departures)
+        survivors = [
+            active
+            for active in dict.fromkeys([*survivors, *self._arrivals])
+            if active not in gone and not active.has_ended
+        ]
         self._requests.clear()
+        self._followers.clear()
         self._arrivals.clear()
         self._departures.clear()
         return survivors
@@ -113,24 +128,58 @@ class StepLoop:
             if self._failure is not None:
                 break
             updates.extend(self.scheduler.apply(answered.result()))
+        if self._followers:
+            self._submit_followers(updates)
         return updates
+
+    def _submit_followers(self, updates: list[SequenceUpdate]) -> None:
+        """Submits the sequences whose prompt was computed for them."""
+        for update in updates:
+            if update.token_ids and update.sequence.sequence_id in self._followers:
+                self._submit(
+                    self._requests[update.sequence.sequence_id], self._followers.pop(update.sequence.sequence_id)
+                )
 
     def _take_commands(self) -> None:
         now_s = self._clock.now()
         arrivals, self._arrivals = self._arrivals, []
         for active in arrivals:
-            try:
-                self.scheduler.submit(active.sequence)
-            except HeadraceError as error:
-                active.fail(error)
-            else:
-                self._requests[active.sequence.sequence_id] = active
+            self._begin(active)
         departures, self._departures = self._departures, []
         for active in departures:
-            self.scheduler.cancel(active.sequence.sequence_id)
-            self._requests.pop(active.sequence.sequence_id, None)
+            self._drop(active.sequences)
         for sequence in self.scheduler.expire(now_s):
-            self._requests.pop(sequence.sequence_id).fail(DeadlineExceeded("the deadline passed"))
+            expired = self._requests.get(sequence.sequence_id)
+            if expired is not None:  # another sequence of the same request came first
+                expired.fail(DeadlineExceeded("the deadline passed"))
+                self._drop(expired.sequences)
+
+    def _begin(self, active: ActiveRequest) -> None:
+        """Submits what a request still has to generate, first of all what computes the prompt for the rest."""
+        if active.has_ended:
+            return
+        first, *others = active.open_sequences
+        if others and self.scheduler.has_prompt_to_share(first.request):
+            self._followers[first.sequence_id] = tuple(others)
+            others = []
+        self._submit(active, (first, *others))
+
+    def _submit(self, active: ActiveRequest, sequences: Iterable[Sequence]) -> None:
+        try:
+            for sequence in sequences:
+                self.scheduler.submit(sequence)
+                self._requests[sequence.sequence_id] = active
+        except HeadraceError as error:
+            active.fail(error)
+            self._drop(active.sequences)
+
+    def _drop(self, sequences: Iterable[Sequence]) -> None:
+        """Takes sequences out, wherever they are; their KV blocks are free before the next plan. Safe to repeat."""
+        for sequence in sequences:
+            self._requests.pop(sequence.sequence_id, None)
+            self._followers.pop(sequence.sequence_id, None)
+            if self.scheduler.cancel(sequence.sequence_id) is not None:
+                self._bell.set()
 
     def _send_plans(self) -> None:
         while (planned := self.scheduler.plan()) is not None:
@@ -144,8 +193,7 @@ class StepLoop:
     def _deliver(self, updates: list[SequenceUpdate]) -> None:
         now_s = self._clock.now()
         for update in updates:
-            sequence_id = update.sequence.sequence_id
-            active = self._requests.get(sequence_id)
+            active = self._requests.get(update.sequence.sequence_id)
             if active is None:  # cancelled between the result and now
                 continue
             if update.error is not None:
@@ -153,12 +201,9 @@ class StepLoop:
                     "row_failed", request_id=active.request.request_id, reason=update.error.reason,
                     detail=update.error.detail,
                 )  # fmt: skip
-            active.advance(update, now_s)
-            if active.has_ended:
-                del self._requests[sequence_id]
-                # A stop sequence ends what the shard would go on with; for other ends this changes nothing.
-                if self.scheduler.cancel(sequence_id) is not None:
-                    self._bell.set()
+            if active.advance(update, now_s):
+                # A stop sequence ends what the shard would go on with, and an error what is left of the request.
+                self._drop(active.sequences if active.has_ended else (update.sequence,))
 
     async def _wait_for_bell(self) -> None:
         if not self._in_flight:

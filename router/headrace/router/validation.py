@@ -17,6 +17,7 @@ ROUTER_FIELDS = frozenset(
     {
         "add_special_tokens",
         "cache_salt",
+        "completion_count",
         "model",
         "output.include_special_tokens",
         "priority",
@@ -33,8 +34,6 @@ ROUTER_FIELDS = frozenset(
 
 _UNDELIVERED_FIELDS = frozenset(
     {
-        "best_of",
-        "completion_count",
         "output.processed_logprobs",
         "output.prompt_logprobs",
         "sampling.banned_words",
@@ -53,7 +52,8 @@ _VIOLATION_LIMIT = 16
 
 def deliverable_fields(engine_fields: frozenset[str]) -> frozenset[str]:
     """Returns the fields that a request may use: those of the router, and of the engine what the router can carry."""
-    return (engine_fields | ROUTER_FIELDS) - _UNDELIVERED_FIELDS
+    fields = (engine_fields | ROUTER_FIELDS) - _UNDELIVERED_FIELDS
+    return fields | {"best_of"} if "output.token_logprobs" in fields else fields - {"best_of"}
 
 
 class Validator:
@@ -110,6 +110,7 @@ class Validator:
         if max_new_token_count is None:
             # More than fits, so that running into the context is told from running into a limit of the caller.
             max_new_token_count = context
+        completion_count = request.completion_count or 1
         ignores_end = bool(stopping.ignore_end_of_sequence)
         return ValidRequest(
             request_id=request_id,
@@ -134,6 +135,8 @@ class Validator:
                 processed=bool(output.processed_logprobs),
             ),
             max_new_token_count=max_new_token_count,
+            completion_count=completion_count,
+            best_of=request.best_of or completion_count,
             include_special_tokens=bool(output.include_special_tokens),
             constraint=request.constraint,
             adapter=request.adapter,
@@ -218,7 +221,7 @@ def _fields_in_use(request: GenerationRequest) -> Iterator[str]:
         "constraint": request.constraint is not None,
         "adapter": bool(request.adapter),
         "completion_count": request.completion_count not in (None, 1),
-        "best_of": request.best_of not in (None, 1),
+        "best_of": request.best_of is not None and request.best_of > (request.completion_count or 1),
         "watermark": bool(request.watermark_requested),
     }
     yield from (field for field, is_used in in_use.items() if is_used)

@@ -125,6 +125,8 @@ def _end_to_proto(end: CompletionEnd) -> pb.CompletionEnd:
         stop_sequence=end.stop_sequence,
         stop_token_id=end.stop_token_id,
         generated_token_count=end.generated_token_count,
+        seed=end.seed,
+        mean_logprob=end.mean_logprob,
     )
 
 

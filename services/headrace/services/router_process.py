@@ -107,7 +107,9 @@ def load_served_model(settings: RouterOnlySettings) -> ServedModel:
         tokenizer=load_tokenizer(source),
         template=card.compile_chat_template(),
         limits=RequestLimits(
-            context_token_count=context, prompt_token_count=min(settings.prompt_token_limit or context, context - 1)
+            context_token_count=context,
+            prompt_token_count=min(settings.prompt_token_limit or context, context - 1),
+            completion_count=settings.completion_limit,
         ),
     )
 

@@ -35,7 +35,8 @@ def test_a_place_is_given_back_once() -> None:
     permit = room.enter()
     permit.charge(40)
     permit.release()
-    permit.release(has_started=True)
+    permit.release()
+    permit.start()
     assert (room.waiting_count, room.waiting_token_count) == (0, 0)
 
 
@@ -61,7 +62,7 @@ def test_the_hint_is_the_pace_of_starts_times_the_place_in_the_line_outside() ->
     permits = [room.enter() for _ in range(60)]
     for permit in permits[:50]:
         clock.time_s += 0.25
-        permit.release(has_started=True)
+        permit.start()
     assert room.expected_wait_s == pytest.approx(10 * 0.25, rel=0.01)
     for _ in range(50):
         room.enter()
@@ -91,11 +92,11 @@ def test_a_departure_starts_the_line_outside_anew() -> None:
 def test_idle_time_is_no_pace() -> None:
     clock = HandClock()
     room = admission(clock)
-    room.enter().release(has_started=True)
+    room.enter().start()
     clock.time_s += 3600
     permit = room.enter()
     clock.time_s += 0.1
-    permit.release(has_started=True)
+    permit.start()
     room.enter()
     assert room.expected_wait_s <= FIRST_GUESS_S
 
@@ -107,3 +108,29 @@ def test_the_hint_is_bounded() -> None:
         with pytest.raises(QueueFull) as caught:
             room.enter()
     assert caught.value.retry_after_s == LONGEST_HINT_S
+
+
+def test_each_completion_takes_a_place_until_it_starts() -> None:
+    room = admission(HandClock(), requests=4)
+    permit = room.enter(3)
+    permit.charge(40)
+    with pytest.raises(QueueFull, match="3 requests are waiting, the limit is 4, 2 more would be too many"):
+        room.enter(2)
+    permit.start()
+    assert (room.waiting_count, room.waiting_token_count) == (2, 0)
+    room.enter(2)
+    permit.start()
+    permit.start()
+    permit.release()
+    assert room.waiting_count == 2
+
+
+def test_more_completions_than_the_limit_are_let_in_alone() -> None:
+    room = admission(HandClock(), requests=2)
+    permit = room.enter(5)
+    assert room.waiting_count == 5
+    with pytest.raises(QueueFull):
+        room.enter()
+    permit.start()
+    permit.release()
+    assert room.waiting_count == 0

@@ -19,7 +19,7 @@ from headrace.router.output_stream import OutputStream
 
 STARTED = GenerationStarted(request_id="r", model="m", prompt_token_count=1, cached_token_count=0, seed=0)
 FINISHED = GenerationFinished(
-    ends=(CompletionEnd(reason=FinishReason.LENGTH, generated_token_count=2),),
+    ends=(CompletionEnd(reason=FinishReason.LENGTH, generated_token_count=2, seed=0),),
     usage=Usage(prompt_token_count=1, cached_token_count=0, generated_token_count=2),
     timings=Timings(queued_s=0, prefill_s=0, decode_s=0),
 )
@@ -80,3 +80,38 @@ async def test_the_first_end_wins_and_nothing_follows_it() -> None:
     stream.put_tokens("late", (1,))
     assert stream.is_closed
     assert await read(stream) == [FINISHED]
+
+
+async def test_completions_pile_up_apart_and_the_longest_waiting_is_first() -> None:
+    stream = OutputStream()
+    for token_id in range(4):
+        stream.put_tokens("x", (token_id,), index=1 - token_id % 2)
+    events = stream.events()
+    assert await anext(events) == GenerationDelta(text="xx", token_ids=(0, 2), index=1)
+    stream.put_tokens("y", (4,), index=1)
+    assert await anext(events) == GenerationDelta(text="xx", token_ids=(1, 3), index=0)
+    assert await anext(events) == GenerationDelta(text="y", token_ids=(4,), index=1)
+
+
+async def test_what_is_held_is_renumbered_when_it_is_released() -> None:
+    stream = OutputStream(is_held=True)
+    stream.put_started(STARTED)
+    events = stream.events()
+    assert await anext(events) == STARTED
+    later = asyncio.ensure_future(anext(events))
+    for index in range(3):
+        stream.put_tokens("ab"[: index + 1], (index,), index=index)
+    await asyncio.sleep(0)
+    assert not later.done()
+    stream.release((2, 0))
+    stream.finish(FINISHED)
+    assert await later == GenerationDelta(text="ab", token_ids=(2,), index=0)
+    assert [event async for event in events] == [GenerationDelta(text="a", token_ids=(0,), index=1), FINISHED]
+
+
+async def test_an_error_does_not_wait_for_what_is_held() -> None:
+    stream = OutputStream(is_held=True)
+    stream.put_tokens("x", (1,))
+    stream.fail(ReaderStalled("too slow"))
+    with pytest.raises(ReaderStalled):
+        await anext(stream.events())

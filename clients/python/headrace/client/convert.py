@@ -214,6 +214,8 @@ def _end(end: generate_pb.CompletionEnd) -> CompletionEnd:
         stop_sequence=end.stop_sequence,
         stop_token_id=end.stop_token_id if end.HasField("stop_token_id") else None,
         generated_token_count=end.generated_token_count,
+        seed=end.seed,
+        mean_logprob=end.mean_logprob if end.HasField("mean_logprob") else None,
     )
 
 

@@ -41,9 +41,10 @@ class GenerateOptions(CallOptions, total=False):
     cache_salt: str | None
     """Requests share cached prompt prefixes only with the same salt. At most 256 bytes."""
     completion_count: int | None
-    """Number of completions; 1 by default."""
+    """Number of completions; 1 by default. They differ in their seeds alone, and the prompt is computed once."""
     best_of: int | None
-    """Completions generated, of which the likeliest `completion_count` are returned."""
+    """Completions generated, of which the likeliest `completion_count` are returned, the likeliest first. A stream
+    brings them when all have ended."""
     truncate_prompt_token_count: int | None
     """Keeps only this many of the prompt's last tokens, in place of refusing a prompt that is too long."""
     add_special_tokens: bool | None

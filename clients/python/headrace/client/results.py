@@ -53,9 +53,9 @@ class Usage:
 
     prompt_token_count: int
     cached_token_count: int
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache when the request started."""
     generated_token_count: int
-    """Over all completions, ending tokens included."""
+    """Over all completions, those that `best_of` left out and ending tokens included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,10 @@ class CompletionEnd:
     """The ending token, when `reason` is STOP_TOKEN or END_OF_SEQUENCE."""
     generated_token_count: int
     """The ending token included."""
+    seed: int
+    """The seed of this completion: a request with it, for one completion, gives the same."""
+    mean_logprob: float | None
+    """Mean log-probability of the generated tokens, by which `best_of` ranked the completions; else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +115,11 @@ class Generation:
     model: str
     """Name of the model that answered."""
     completions: tuple[Completion, ...]
-    """By index; never empty."""
+    """By index; never empty. With `best_of` the likeliest first."""
     usage: Usage
     timings: Timings
     seed: int
-    """The seed in use: sent again with the same request it gives the same completion."""
+    """The seed in use: sent again with the same request it gives the same completions."""
     prompt_logprobs: tuple[TokenLogprob, ...]
     """Of the prompt's tokens, if asked for."""
 

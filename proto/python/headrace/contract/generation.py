@@ -1,7 +1,7 @@
 """A request from the client's words to the events that answer it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from headrace.contract.sampling import (
@@ -11,6 +11,7 @@ from headrace.contract.sampling import (
     SamplingParams,
     StoppingOptions,
     TextStopRules,
+    completion_seed,
 )
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
@@ -158,6 +159,10 @@ class ValidRequest:
     logprobs: LogprobOptions
     max_new_token_count: int
     """As asked or by default; `row_stop.token_limit` may be lower because of the context."""
+    completion_count: int = 1
+    """Completions to return."""
+    best_of: int = 1
+    """Completions to generate; >= `completion_count`. With more, the likeliest are returned."""
     include_special_tokens: bool = False
     constraint: Constraint | None = None
     adapter: str = ""
@@ -169,6 +174,28 @@ class ValidRequest:
     def prompt_token_count(self) -> int:
         """Length of the prompt in tokens; >= 1."""
         return len(self.prompt_token_ids)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether more completions are generated than returned."""
+        return self.best_of > self.completion_count
+
+    def of_completion(self, index: int) -> "ValidRequest":
+        """Returns the request for one completion alone: it generates just what this one does at `index`."""
+        if self.best_of == 1:
+            return self
+        return replace(
+            self,
+            sampling=replace(self.sampling, seed=completion_seed(self.sampling.seed, index)),
+            # The prompt's are reported once for all completions; a rank needs those of the tokens.
+            logprobs=replace(
+                self.logprobs,
+                prompt=self.logprobs.prompt and index == 0,
+                sampled=self.logprobs.sampled or self.is_ranked,
+            ),
+            completion_count=1,
+            best_of=1,
+        )
 
 
 class FinishReason(StrEnum):
@@ -227,8 +254,12 @@ class CompletionEnd:
     reason: FinishReason
     generated_token_count: int
     """The ending token included."""
+    seed: int
+    """A request with it and one completion draws the same."""
     stop_sequence: str = ""
     stop_token_id: int | None = None
+    mean_logprob: float | None = None
+    """Of its tokens, in the model's own distribution; None unless `best_of` ranked it and it has a token."""
     index: int = 0
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+_WORD = (1 << 64) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthPenalty:
@@ -110,3 +112,21 @@ class LogprobOptions:
     """Of each prompt token but the first."""
     processed: bool = False
     """After penalties, temperature and filters, in place of before them."""
+
+
+def completion_seed(seed: int, index: int) -> int:
+    """Returns the seed of one completion of a request with several: the request's own for the first of them.
+
+    The others get the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)
+    that start from it. Its finalizer is a bijection, so no two of them are equal.
+
+    Args:
+        seed: Of the request, in [0, 2**64).
+        index: Which completion, from 0.
+    """
+    if index == 0:
+        return seed
+    value = (seed + index * 0x9E3779B97F4A7C15) & _WORD
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
+    return value ^ (value >> 31)

@@ -113,10 +113,16 @@ class GenerateRequest(google.protobuf.message.Message):
     cache_salt: builtins.str
     """Requests share cached prompt prefixes only with the same salt. At most 256 bytes."""
     completion_count: builtins.int
-    """Number of completions. In [1, the model's limit]; unset is 1."""
+    """Number of completions. In [1, the model's limit]; unset is 1. They share
+    the prompt, which is computed once, and differ in their seeds alone; with
+    temperature 0 they are equal.
+    """
     best_of: builtins.int
     """Completions generated, of which the likeliest `completion_count` are
-    returned. At least `completion_count`; unset is equal to it.
+    returned, the likeliest first. In [`completion_count`, the model's limit];
+    unset is equal to `completion_count`. A completion's rank is the mean
+    log-probability of its generated tokens, before temperature, penalties and
+    filters. A stream brings its deltas when all have ended.
     """
     truncate_prompt_token_count: builtins.int
     """Keeps only this many of the prompt's last tokens. Must be >= 1; unset
@@ -439,7 +445,9 @@ class GenerateResponse(google.protobuf.message.Message):
     model: builtins.str
     """Name of the model that answered."""
     seed: builtins.int
-    """Seed in use, so that the completion can be reproduced."""
+    """Seed in use, so that the request can be reproduced. Each `CompletionEnd`
+    tells the seed of its completion.
+    """
     @property
     def completions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Completion]:
         """The completions, by index."""
@@ -568,7 +576,7 @@ class GenerationStarted(google.protobuf.message.Message):
     cached_token_count: builtins.int
     """Prompt tokens whose KV was found in the prefix cache."""
     seed: builtins.int
-    """Seed in use, so that the completion can be reproduced."""
+    """Seed in use, so that the request can be reproduced."""
     @property
     def prompt_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """Log-probabilities of the prompt's tokens, if asked for."""
@@ -667,6 +675,8 @@ class CompletionEnd(google.protobuf.message.Message):
     STOP_SEQUENCE_FIELD_NUMBER: builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
     GENERATED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    MEAN_LOGPROB_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Which completion, from 0."""
     reason: Global___FinishReason.ValueType
@@ -679,6 +689,14 @@ class CompletionEnd(google.protobuf.message.Message):
     """
     generated_token_count: builtins.int
     """Generated tokens, the ending token included."""
+    seed: builtins.int
+    """Seed of this completion: a request with it and one completion draws the
+    same. The first completion of a request without `best_of` has the request's.
+    """
+    mean_logprob: builtins.float
+    """Mean log-probability of the generated tokens, before temperature, penalties
+    and filters. Set if `best_of` ranked the completions and this one has a token.
+    """
     def __init__(
         self,
         *,
@@ -687,9 +705,14 @@ class CompletionEnd(google.protobuf.message.Message):
         stop_sequence: builtins.str = ...,
         stop_token_id: builtins.int | None = ...,
         generated_token_count: builtins.int = ...,
+        seed: builtins.int = ...,
+        mean_logprob: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_stop_token_id", b"_stop_token_id", "generated_token_count", b"generated_token_count", "index", b"index", "reason", b"reason", "stop_sequence", b"stop_sequence", "stop_token_id", b"stop_token_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mean_logprob", b"_mean_logprob", "_stop_token_id", b"_stop_token_id", "mean_logprob", b"mean_logprob", "stop_token_id", b"stop_token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mean_logprob", b"_mean_logprob", "_stop_token_id", b"_stop_token_id", "generated_token_count", b"generated_token_count", "index", b"index", "mean_logprob", b"mean_logprob", "reason", b"reason", "seed", b"seed", "stop_sequence", b"stop_sequence", "stop_token_id", b"stop_token_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_logprob", b"_mean_logprob"]) -> typing.Literal["mean_logprob"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_stop_token_id", b"_stop_token_id"]) -> typing.Literal["stop_token_id"] | None: ...
 
 Global___CompletionEnd: typing_extensions.TypeAlias = CompletionEnd
@@ -706,9 +729,13 @@ class Usage(google.protobuf.message.Message):
     prompt_token_count: builtins.int
     """Prompt length in tokens."""
     cached_token_count: builtins.int
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache when the request started. What its
+    completions share among themselves is not counted.
+    """
     generated_token_count: builtins.int
-    """Generated tokens over all completions."""
+    """Generated tokens over all completions, those that `best_of` left out
+    included.
+    """
     def __init__(
         self,
         *,

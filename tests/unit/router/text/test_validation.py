@@ -151,9 +151,20 @@ OUT_OF_RANGE = [
     (asking(priority=11), "priority", "must be in [-10, 10], is 11"),
     (asking(priority=-11), "priority", "must be in [-10, 10], is -11"),
     (asking(cache_salt="é" * 129), "cache_salt", "must have at most 256 bytes, has 258"),
-    (asking(completion_count=0), "completion_count", "must be at least 1, is 0"),
-    (asking(best_of=0), "best_of", "must be at least 1, is 0"),
-    (asking(best_of=2, completion_count=3), "best_of", "must be at least 3, is 2"),
+    (asking(completion_count=0), "completion_count", "must be in [1, 16], is 0"),
+    (asking(completion_count=17), "completion_count", "must be in [1, 16], is 17"),
+    (asking(best_of=0), "best_of", "must be in [1, 16], from completion_count to the limit, is 0"),
+    (asking(best_of=17), "best_of", "must be in [1, 16], from completion_count to the limit, is 17"),
+    (
+        asking(best_of=2, completion_count=3),
+        "best_of",
+        "must be in [3, 16], from completion_count to the limit, is 2",
+    ),
+    (
+        asking(best_of=2, output=OutputOptions(token_logprobs=True, processed_logprobs=True)),
+        "output.processed_logprobs",
+        "must not be set beside best_of, which compares unprocessed ones",
+    ),
     (asking(truncate_prompt_token_count=0), "truncate_prompt_token_count", "must be at least 1, is 0"),
     (chat(), "chat.messages", "must hold at least one message"),
     (chat(USER, ChatMessage(role="", content="x")), "chat.messages[1].role", "must not be empty"),
@@ -195,6 +206,8 @@ IN_RANGE = [
     output(token_logprobs=False, top_logprob_count=0),
     asking(request_id="!~" * 64, priority=10, cache_salt="x" * 256, truncate_prompt_token_count=1),
     asking(TokenPrompt((0, 999)), priority=-10, completion_count=1, best_of=1),
+    asking(completion_count=16, best_of=16),
+    asking(best_of=16, sampling=SamplingOptions(temperature=0.0)),
     chat(USER, ChatMessage(role="assistant", content="", tool_calls=(ToolCall(id="", name="f", arguments_json=""),))),
     chat(USER, ChatMessage(role="tool", content="")),
     chat(USER, ChatMessage(role="assistant", content="So"), continue_final_message=True),
@@ -253,8 +266,6 @@ UNSUPPORTED = [
     (output(processed_logprobs=True), "output.processed_logprobs"),
     (asking(constraint=Constraint(ConstraintKind.REGEX, "a+")), "constraint"),
     (asking(adapter="tuned"), "adapter"),
-    (asking(completion_count=2), "completion_count"),
-    (asking(best_of=2), "best_of"),
     (asking(watermark_requested=True), "watermark"),
     (chat(USER, tool_choice=ToolChoiceMode.REQUIRED), "chat.tool_choice"),
     (chat(USER, tool_choice=ToolChoiceMode.NAMED, tool_choice_name="f"), "chat.tool_choice"),
@@ -277,7 +288,7 @@ def test_an_option_that_the_engine_lacks_is_named(request_: GenerationRequest, f
         sampling(length_penalty=LengthPenalty(start_index=3, decay_factor=1.0)),
         output(token_logprobs=False, top_logprob_count=0, prompt_logprobs=False, processed_logprobs=False),
         stopping(min_new_token_count=0),
-        asking(completion_count=1, best_of=1, watermark_requested=False),
+        asking(completion_count=3, best_of=3, watermark_requested=False),
     ],
 )
 def test_a_value_that_says_off_needs_no_engine(request_: GenerationRequest) -> None:
@@ -297,6 +308,7 @@ def test_a_value_that_says_off_needs_no_engine(request_: GenerationRequest) -> N
             cache_salt="s",
             truncate_prompt_token_count=5,
             add_special_tokens=False,
+            completion_count=2,
         ),
     ],
 )
@@ -315,6 +327,7 @@ def test_what_the_router_does_needs_no_engine(request_: GenerationRequest) -> No
         (stopping(stop_token_ids=(1,)), "stopping.stop_token_ids"),
         (stopping(min_new_token_count=1), "stopping.min_new_token_count"),
         (output(token_logprobs=True), "output.token_logprobs"),
+        (asking(best_of=2), "best_of"),
     ],
 )
 def test_an_engine_that_lists_nothing_gets_nothing(request_: GenerationRequest, field: str) -> None:
@@ -330,7 +343,7 @@ def test_a_mistake_is_told_before_a_missing_feature() -> None:
 def test_fields_that_the_router_cannot_carry_are_not_offered() -> None:
     offered = deliverable_fields(EVERY_FIELD)
     assert offered >= ROUTER_FIELDS
-    assert not offered & {"completion_count", "best_of", "watermark", "sampling.banned_words"}
+    assert not offered & {"watermark", "sampling.banned_words"}
     assert validator().supported_fields == offered
 
 
