@@ -65,7 +65,9 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 async def test_a_stream_is_started_deltas_finished_and_equals_the_unary_answer(deploy: Deploy) -> None:
     async with deploy() as server:
-        messages = await collect(server.generate.GenerateStream(request_of(prompt(1), 25, request_id="mine")))
+        sampling = SamplingParams(temperature=0.0, seed=3)
+        request = request_of(prompt(1), 25, request_id="mine", sampling=sampling)
+        messages = await collect(server.generate.GenerateStream(request))
         kinds = [message.WhichOneof("event") for message in messages]
         assert kinds[0] == "started"
         assert kinds[-1] == "finished"
@@ -73,7 +75,7 @@ async def test_a_stream_is_started_deltas_finished_and_equals_the_unary_answer(d
         assert messages[0].started.request_id == "mine"
         tokens = [token_id for message in messages[1:-1] for token_id in message.delta.token_ids]
         assert tuple(tokens) == expected_tokens(prompt(1), 25)
-        unary = await server.generate.Generate(request_of(prompt(1), 25))
+        unary = await server.generate.Generate(request_of(prompt(1), 25, sampling=sampling))
         assert unary.completions[0].text == "".join(message.delta.text for message in messages[1:-1])
         assert list(unary.completions[0].token_ids) == tokens
         assert unary.completions[0].end == messages[-1].finished.ends[0]

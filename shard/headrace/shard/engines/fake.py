@@ -5,6 +5,7 @@ block table and hashes them, so a wrong table, a block shared by mistake, a
 chunk that was never computed or a token out of place changes the output.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
 from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult
 from headrace.shard.capabilities import SUPPORTED_FIELDS
-from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel
+from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
 from headrace.shard.options import OptionValue, parse_options
 
@@ -171,22 +172,24 @@ class FakeEngine:
     def _logprobs(
         self, step: StepRows, failed: NDArray[np.bool_], token_ids: NDArray[np.int64]
     ) -> tuple[RowLogprobs, ...]:
-        """Reports a made-up distribution: half of the mass on the drawn token, half of the rest on the next id ..."""
+        """Reports a made-up distribution: a share of the mass on the drawn token, and of the rest on the next id ..."""
         columns = self._batch.columns
         places = step.places[step.samples]
         reported = columns.reports_logprobs[places] & ~failed[step.samples]
         results = []
         for index in reported.nonzero()[0]:
             count = int(columns.top_logprob_counts[places[index]])
-            rivals = (int(token_ids[index]) + np.arange(count)) % self._options.vocabulary_size
+            drawn = int(token_ids[index])
+            rivals = (drawn + np.arange(count)) % self._options.vocabulary_size
+            share = drawn_share(drawn)
             results.append(
                 RowLogprobs(
                     row=int(step.rows[step.samples][index]),
                     is_prompt=False,
-                    logprobs=(float(-np.log(2.0)),),
+                    logprobs=(math.log(share),),
                     ranks=(1,),
                     top_token_ids=tuple(rivals.tolist()),
-                    top_logprobs=tuple((-np.log(2.0) * np.arange(1, count + 1)).tolist()),
+                    top_logprobs=tuple((math.log(share) + math.log1p(-share) * np.arange(count)).tolist()),
                 )
             )
         return tuple(results)

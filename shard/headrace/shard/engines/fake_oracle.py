@@ -51,6 +51,11 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def drawn_share(token_id: int) -> float:
+    """Returns the probability that the fake engine reports of a token that it drew: 1/2 to 1/8."""
+    return 1 / (2 + token_id % 7)
+
+
 def digest_tokens(token_ids: Sequence[int]) -> int:
     """Returns a hash of tokens and their order: the sum of (id + 1) * MULTIPLIER**index, modulo 2**64."""
     return sum((token_id + 1) * pow(MULTIPLIER, index, 1 << 64) for index, token_id in enumerate(token_ids)) & _WORD
