@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 from plan_driver import PlanDriver
 
-from headrace.contract.sampling import LogprobOptions, SamplingParams
+from headrace.contract.sampling import BannedText, LogprobOptions, SamplingParams
 from headrace.shard.engine import Engine
 
 PROMPT = tuple(range(40, 47))
@@ -62,3 +63,44 @@ def test_an_ending_that_is_barred_keeps_its_probability(engine: Engine) -> None:
     if engine.description.engine != "fake":
         assert barred.logprobs[0].ranks == (2,)
         assert barred.logprobs[0].top_token_ids == free.logprobs[0].top_token_ids
+
+
+def test_processed_reports_are_of_what_the_token_was_drawn_from(engine: Engine) -> None:
+    if "output.processed_logprobs" not in engine.description.supported_fields:
+        pytest.skip("not offered")
+    driver = PlanDriver(engine)
+    sampling = SamplingParams(temperature=0.7, seed=9, top_k=4, logit_bias=((50, 3.0),), presence_penalty=0.4)
+    raw, processed = (
+        driver.submit(PROMPT, 6, sampling=sampling, logprobs=LogprobOptions(sampled=True, top_count=9, processed=kind))
+        for kind in (False, True)
+    )
+    greedy = driver.submit(PROMPT, 6, logprobs=LogprobOptions(sampled=True, top_count=1, processed=True))
+    driver.run()
+    assert raw.generated == processed.generated
+    for own, drawn in zip(raw.logprobs, processed.logprobs, strict=True):
+        likeliest = list(map(math.exp, drawn.top_logprobs))
+        assert math.isclose(sum(likeliest), 1.0, rel_tol=1e-5)
+        assert [value > 0 for value in likeliest] == [True] * 4 + [False] * 5
+        assert drawn.logprobs[0] in drawn.top_logprobs
+        assert all(math.isfinite(value) for value in own.top_logprobs)
+        assert own.logprobs != drawn.logprobs
+    plain = driver.submit(PROMPT, 6, logprobs=LogprobOptions(sampled=True, top_count=1))
+    driver.run()
+    assert [report.logprobs[0] for report in greedy.logprobs] == pytest.approx([r.logprobs[0] for r in plain.logprobs])
+
+
+def test_a_row_that_may_draw_nothing_fails_alone(engine: Engine) -> None:
+    if "sampling.banned_words" not in engine.description.supported_fields:
+        pytest.skip("not offered")
+    driver = PlanDriver(engine)
+    everything = BannedText(state_count=0, token_ids=tuple(range(engine.description.vocabulary_size)))
+    barred = driver.submit(PROMPT, 3, sampling=SamplingParams(banned_text=everything))
+    other = driver.submit(PROMPT, 3)
+    alone = PlanDriver(engine)
+    driver.run()
+    assert barred.error is not None
+    assert (barred.error.reason, barred.generated) == ("NO_TOKEN_LEFT", [])
+    engine.reset()
+    same = alone.submit(PROMPT, 3)
+    alone.run()
+    assert other.generated == same.generated

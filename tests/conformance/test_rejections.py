@@ -8,7 +8,7 @@ from plan_driver import GREEDY, PlanDriver
 
 from headrace.contract.errors import PlanRejected
 from headrace.contract.generation import Constraint, ConstraintKind
-from headrace.contract.sampling import LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.shard.engine import Engine
 
@@ -68,6 +68,10 @@ BROKEN_PLANS: list[tuple[str, StepPlan]] = [
         "row 1 is in chunk_rows and in held_rows",
         StepPlan(step_id=3, chunk_rows=(1,), chunk_token_counts=(1,), held_rows=(1,)),
     ),
+    ("logit_bias has 10000000", sample(logit_bias=((10_000_000, 1.0),))),
+    ("banned_text has 10000000", sample(banned_text=BannedText(state_count=0, token_ids=(10_000_000,)))),
+]
+OPTIONS: list[tuple[str, StepPlan]] = [
     ("sampling.min_p", sample(min_p=0.1)),
     ("sampling.typical_p", sample(typical_p=0.5)),
     ("sampling.repetition_penalty", sample(repetition_penalty=1.2)),
@@ -75,9 +79,9 @@ BROKEN_PLANS: list[tuple[str, StepPlan]] = [
     ("sampling.presence_penalty", sample(presence_penalty=0.1)),
     ("sampling.logit_bias", sample(logit_bias=((3, 1.0),))),
     ("sampling.length_penalty", sample(length_penalty=LengthPenalty(start_index=1, decay_factor=1.1))),
-    ("sampling.banned_sequences", sample(banned_sequences=((1, 2),))),
-    ("logprobs of the prompt", admit(logprobs=LogprobOptions(sampled=True, prompt=True))),
-    ("processed", admit(logprobs=LogprobOptions(sampled=True, processed=True))),
+    ("sampling.banned_words", sample(banned_text=BannedText(state_count=0, token_ids=(3,)))),
+    ("output.prompt_logprobs", admit(logprobs=LogprobOptions(sampled=True, prompt=True))),
+    ("output.processed_logprobs", admit(logprobs=LogprobOptions(sampled=True, processed=True))),
     ("constraint", admit(constraint=Constraint(ConstraintKind.REGEX, "a*"))),
     ("adapter", admit(adapter="poet")),
 ]
@@ -98,6 +102,15 @@ def test_a_broken_plan_is_rejected_by_name(driver: PlanDriver, message: str, pla
     with pytest.raises(PlanRejected) as caught:
         driver.engine.execute(plan)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(("field", "plan"), OPTIONS, ids=[field for field, _ in OPTIONS])
+def test_an_option_is_declared_or_refused(driver: PlanDriver, field: str, plan: StepPlan) -> None:
+    if field in driver.engine.description.supported_fields:
+        assert driver.engine.execute(plan).token_counts == (1, 1, 1)
+        return
+    with pytest.raises(PlanRejected, match=f"this engine has no {field}"):
+        driver.engine.execute(plan)
 
 
 def test_the_plan_they_break_is_accepted(driver: PlanDriver) -> None:

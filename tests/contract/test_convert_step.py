@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
-from headrace.contract.sampling import LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import AdmittedSequence, RowEnd, RowError, RowLogprobs, StepPlan, StepResult, StepTimings
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.services import convert_step
@@ -26,6 +26,19 @@ def columns(values: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, ...]
     return st.lists(values, max_size=8).map(tuple)
 
 
+banned_texts = st.builds(
+    BannedText,
+    state_count=int32s,
+    token_ids=columns(token_ids),
+    neutral_token_ids=columns(token_ids),
+    start_token_ids=columns(token_ids),
+    start_states=columns(int32s),
+    move_states=columns(int32s),
+    move_token_ids=columns(token_ids),
+    move_next_states=columns(int32s),
+    end_states=columns(int32s),
+    end_token_ids=columns(token_ids),
+)
 samplings = st.builds(
     SamplingParams,
     temperature=floats,
@@ -39,7 +52,7 @@ samplings = st.builds(
     presence_penalty=floats,
     logit_bias=st.lists(st.tuples(token_ids, floats), max_size=4).map(tuple),
     length_penalty=st.none() | st.builds(LengthPenalty, start_index=int32s, decay_factor=floats),
-    banned_sequences=st.lists(columns(token_ids), max_size=3).map(tuple),
+    banned_text=st.none() | banned_texts,
 )
 sequences = st.builds(
     AdmittedSequence,

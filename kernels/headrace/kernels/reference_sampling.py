@@ -32,8 +32,7 @@ def sample(
     scores = logits[drawn].to(torch.float32)
     # Shifted before it is divided, so that no temperature makes an infinity.
     weights = ((scores - scores.amax(dim=-1, keepdim=True)) / temperature[drawn, None]).exp()
-    weights = _filter_top_k(scores, weights, top_k[drawn])
-    weights = _filter_top_p(weights, top_p[drawn])
+    weights = filter_weights(scores, weights, top_k[drawn], top_p[drawn])
     token_ids[drawn] = _draw(weights, philox.uniform(seeds[drawn], positions[drawn]))
     return token_ids
 
@@ -52,6 +51,23 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> T
         top_token_ids=top_ids.gather(1, order),
         top_logprobs=top_scores - normaliser,
     )
+
+
+def filter_weights(
+    scores: torch.Tensor, weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> torch.Tensor:
+    """Returns the weights with zeros where top-k, or top-p over what that keeps, drops the token.
+
+    Args:
+        scores: [row, vocabulary] float32, which decide what is likelier for top-k.
+        weights: [row, vocabulary] float32, probabilities up to a factor; overwritten.
+        top_k: [row] int64; 0 keeps all.
+        top_p: [row] float32, in (0, 1].
+
+    Returns:
+        [row, vocabulary] float32.
+    """
+    return _filter_top_p(_filter_top_k(scores, weights, top_k), top_p)
 
 
 def keep_likeliest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

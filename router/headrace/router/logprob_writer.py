@@ -1,5 +1,6 @@
 """Gives log-probabilities their texts and their places in the completion."""
 
+import math
 from collections.abc import Sequence
 
 from headrace.contract.generation import TokenLogprob
@@ -52,5 +53,7 @@ class LogprobWriter:
             top=tuple(
                 TokenLogprob(token_id=rival, text=text_of(rival), logprob=value, rank=place, byte_offset=offset)
                 for place, (rival, value) in enumerate(top, start=1)
+                # What the filters dropped is no rival: it could not have been drawn.
+                if value > -math.inf
             ),
         )

@@ -41,8 +41,10 @@ from headrace.contract.generation import (
     TokenPrompt,
     ValidRequest,
 )
+from headrace.contract.sampling import BannedText
 from headrace.router.active_request import ActiveRequest
 from headrace.router.admission import Admission, Permit
+from headrace.router.banned_words import BannedWords
 from headrace.router.chat_template import ChatTemplate
 from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
@@ -84,6 +86,7 @@ class Pipeline:
         self.replicas = replicas
         self._executor = executor
         self._clock = clock
+        self._banned_words = BannedWords(model.tokenizer, model.card.vocabulary_size)
         self._new_request_id = new_request_id
         self._new_seed = new_seed
         self._sequence_ids = itertools.count(1)
@@ -129,7 +132,13 @@ class Pipeline:
         try:
             permit = self.admission.enter(request.best_of or request.completion_count or 1)
             token_ids = await self._token_ids(request)
-            valid = validator.resolve(request, token_ids, request_id=request_id, seed=self._seed_for(request))
+            valid = validator.resolve(
+                request,
+                token_ids,
+                request_id=request_id,
+                seed=self._seed_for(request),
+                banned_text=await self._banned_text(request),
+            )
             permit.charge(valid.prompt_token_count)
             active = self._activate(valid, permit)
             timers = self._set_timers(active)
@@ -328,6 +337,14 @@ class Pipeline:
         if isinstance(request.prompt, TokenPrompt):
             return request.prompt.token_ids
         return await self._run(self._tokenize, request)
+
+    async def _banned_text(self, request: GenerationRequest) -> BannedText | None:
+        return await self._run(self._compile_banned, request) if request.sampling.banned_words else None
+
+    def _compile_banned(self, request: GenerationRequest) -> BannedText:
+        return self._banned_words.compile(
+            request.sampling.banned_words, include_special_tokens=bool(request.output.include_special_tokens)
+        )
 
     async def _run(self, work: Callable[[T], R], argument: T) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, argument)

@@ -6,7 +6,7 @@ from itertools import islice
 
 from headrace.contract.errors import FeatureUnsupported, Forbidden, InvalidRequest
 from headrace.contract.generation import ChatPrompt, GenerationRequest, ToolChoiceMode, ValidRequest
-from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams, TextStopRules
+from headrace.contract.sampling import BannedText, LogprobOptions, RowStopRules, SamplingParams, TextStopRules
 from headrace.router.field_checks import RequestLimits, find_violations, out_of_range, prompt_field
 from headrace.router.model_card import ModelCard
 from headrace.router.sampling_ranges import SAMPLING_RANGES
@@ -34,9 +34,7 @@ ROUTER_FIELDS = frozenset(
 
 _UNDELIVERED_FIELDS = frozenset(
     {
-        "output.processed_logprobs",
         "output.prompt_logprobs",
-        "sampling.banned_words",
         "watermark",
     }
 )
@@ -96,7 +94,13 @@ class Validator:
                 raise FeatureUnsupported(field, f"not supported for model {self._card.name!r}; leave it unset")
 
     def resolve(
-        self, request: GenerationRequest, prompt_token_ids: Sequence[int], *, request_id: str, seed: int
+        self,
+        request: GenerationRequest,
+        prompt_token_ids: Sequence[int],
+        *,
+        request_id: str,
+        seed: int,
+        banned_text: BannedText | None = None,
     ) -> ValidRequest:
         """Returns the request with its tokens and every default filled in. `check` comes first.
 
@@ -116,7 +120,7 @@ class Validator:
             request_id=request_id,
             model=self._card.name,
             prompt_token_ids=token_ids,
-            sampling=self._sampling(request, seed),
+            sampling=self._sampling(request, seed, banned_text),
             row_stop=RowStopRules(
                 token_limit=min(len(token_ids) + max_new_token_count, context),
                 min_new_token_count=stopping.min_new_token_count or 0,
@@ -187,15 +191,16 @@ class Validator:
         }
         return replace(defaults, **lacking) if lacking else defaults
 
-    def _sampling(self, request: GenerationRequest, seed: int) -> SamplingParams:
-        asked = request.sampling
+    def _sampling(self, request: GenerationRequest, seed: int, banned_text: BannedText | None) -> SamplingParams:
+        asked, penalty = request.sampling, request.sampling.length_penalty
         given = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(asked, name)) is not None}
         return replace(
             self.default_sampling,
             **given,
             seed=seed,
-            logit_bias=tuple(sorted(asked.logit_bias.items())),
-            length_penalty=asked.length_penalty,
+            logit_bias=tuple(sorted((token_id, bias) for token_id, bias in asked.logit_bias.items() if bias)),
+            length_penalty=penalty if penalty is not None and penalty.decay_factor != 1 else None,
+            banned_text=banned_text,
         )
 
 

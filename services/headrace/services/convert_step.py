@@ -4,9 +4,11 @@ Columns are handed over whole: nothing here loops over the rows of a batch in
 Python, only over admissions, endings, errors and log-probabilities that were asked for.
 """
 
+from dataclasses import fields
+
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
-from headrace.contract.sampling import LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import (
     AdmittedSequence,
     RowEnd,
@@ -20,6 +22,8 @@ from headrace.internal.v1 import shard_service_pb2 as pb
 
 _NEVER = -1
 """`length_penalty_start_index` of a sequence without a length penalty."""
+
+_BANNED_COLUMNS = tuple(field.name for field in fields(BannedText) if field.name != "state_count")
 
 _CONSTRAINT_TO_PROTO = {
     ConstraintKind.JSON_OBJECT: pb.CONSTRAINT_KIND_JSON_OBJECT,
@@ -232,7 +236,7 @@ def _sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
         biases=[bias for _, bias in sampling.logit_bias],
         length_penalty_start_index=_NEVER if penalty is None else penalty.start_index,
         length_penalty_decay_factor=1.0 if penalty is None else penalty.decay_factor,
-        banned_sequences=[pb.TokenIds(ids=ids) for ids in sampling.banned_sequences],
+        banned_text=None if sampling.banned_text is None else _banned_to_proto(sampling.banned_text),
     )
 
 
@@ -254,8 +258,18 @@ def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
         presence_penalty=message.presence_penalty,
         logit_bias=tuple(zip(message.bias_token_ids, message.biases, strict=True)),
         length_penalty=penalty,
-        banned_sequences=tuple(tuple(sequence.ids) for sequence in message.banned_sequences),
+        banned_text=_banned_from_proto(message.banned_text) if message.HasField("banned_text") else None,
     )
+
+
+def _banned_to_proto(text: BannedText) -> pb.BannedText:
+    columns = {name: getattr(text, name) for name in _BANNED_COLUMNS}
+    return pb.BannedText(state_count=text.state_count, **columns)
+
+
+def _banned_from_proto(message: pb.BannedText) -> BannedText:
+    columns = {name: tuple(getattr(message, name)) for name in _BANNED_COLUMNS}
+    return BannedText(state_count=message.state_count, **columns)
 
 
 def _logprobs_to_proto(logprobs: RowLogprobs) -> pb.RowLogprobs:

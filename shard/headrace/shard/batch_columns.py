@@ -6,17 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract.step import AdmittedSequence, RowEnd
+from headrace.shard.growing_columns import GrowingColumns
+from headrace.shard.processor_columns import ProcessorColumns
 
 _FIRST_PLACE_COUNT = 8
 _WIDTHS = {"token_ids": 256, "block_tables": 16, "ending_token_ids": 4, "ending_kinds": 4}
 """First widths of the columns that have one."""
 
 
-class BatchColumns:
-    """Arrays indexed by place. A place is taken when its row is admitted and freed when it is released.
-
-    Growing replaces an array, so callers read the attribute anew in each step.
-    """
+class BatchColumns(GrowingColumns):
+    """Arrays indexed by place. A place is taken when its row is admitted and freed when it is released."""
 
     def __init__(self) -> None:
         count = _FIRST_PLACE_COUNT
@@ -52,8 +51,12 @@ class BatchColumns:
         """[place, ending] the RowEnd of each."""
         self.reports_logprobs = np.zeros(count, dtype=np.bool_)
         """[place]"""
+        self.reports_processed = np.zeros(count, dtype=np.bool_)
+        """[place] whether its log-probabilities are those of the distribution that it was drawn from."""
         self.top_logprob_counts = np.zeros(count, dtype=np.int64)
         """[place]"""
+        self.processors = ProcessorColumns(count)
+        """What the logits processors need."""
         self._free_places = list(range(count - 1, -1, -1))
 
     def clear(self) -> None:
@@ -70,8 +73,8 @@ class BatchColumns:
             self._grow_places()
         place = self._free_places.pop()
         token_count, block_count = len(sequence.token_ids), len(sequence.block_ids)
-        self._widen("token_ids", token_count)
-        self._widen("block_tables", block_count)
+        self.widen("token_ids", token_count)
+        self.widen("block_tables", block_count)
         self.token_ids[place, :token_count] = sequence.token_ids
         self.token_counts[place] = token_count
         self.prompt_counts[place] = sequence.prompt_token_count
@@ -79,6 +82,7 @@ class BatchColumns:
         self.block_tables[place, :block_count] = sequence.block_ids
         self.block_counts[place] = block_count
         self.is_over[place] = False
+        self.processors.fill(place, sequence)
         self._set_sampling(place, sequence)
         self._set_stopping(place, sequence)
         return place
@@ -86,14 +90,15 @@ class BatchColumns:
     def append_tokens(self, places: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
         """Makes one more token known at each place."""
         ends = self.token_counts[places]
-        self._widen("token_ids", int(ends.max(initial=0)) + 1)
+        self.widen("token_ids", int(ends.max(initial=0)) + 1)
         self.token_ids[places, ends] = token_ids
         self.token_counts[places] = ends + 1
+        self.processors.append_tokens(places, token_ids)
 
     def append_blocks(self, places: NDArray[np.int64], counts: NDArray[np.int64], block_ids: NDArray[np.int32]) -> None:
         """Appends to block tables: `counts[i]` of the ids, in order, to the one at `places[i]`."""
         held = self.block_counts[places]
-        self._widen("block_tables", int((held + counts).max()))
+        self.widen("block_tables", int((held + counts).max()))
         firsts = np.cumsum(counts) - counts
         entries = np.arange(len(block_ids)) + np.repeat(held - firsts, counts)
         self.block_tables[np.repeat(places, counts), entries] = block_ids
@@ -106,6 +111,7 @@ class BatchColumns:
         self.top_ps[place] = sampling.top_p
         self.seeds[place] = np.uint64(sampling.seed).astype(np.int64)
         self.reports_logprobs[place] = sequence.logprobs.sampled or sequence.logprobs.top_count > 0
+        self.reports_processed[place] = sequence.logprobs.processed
         self.top_logprob_counts[place] = sequence.logprobs.top_count
 
     def _set_stopping(self, place: int, sequence: AdmittedSequence) -> None:
@@ -114,8 +120,8 @@ class BatchColumns:
         self.min_new_counts[place] = stopping.min_new_token_count
         end_ids, stop_ids = stopping.end_of_sequence_token_ids, stopping.stop_token_ids
         count = len(end_ids) + len(stop_ids)
-        self._widen("ending_token_ids", count)
-        self._widen("ending_kinds", count)
+        self.widen("ending_token_ids", count)
+        self.widen("ending_kinds", count)
         self.ending_token_ids[place] = -1
         self.ending_token_ids[place, :count] = end_ids + stop_ids
         self.ending_kinds[place, : len(end_ids)] = RowEnd.END_OF_SEQUENCE
@@ -123,15 +129,6 @@ class BatchColumns:
 
     def _grow_places(self) -> None:
         count = len(self.token_counts)
-        for name, column in vars(self).items():
-            if isinstance(column, np.ndarray):
-                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+        self.grow_places(2 * count)
+        self.processors.grow_places(2 * count)
         self._free_places.extend(range(2 * count - 1, count - 1, -1))
-
-    def _widen(self, name: str, width: int) -> None:
-        column: NDArray[np.generic] = getattr(self, name)
-        if width <= column.shape[1]:
-            return
-        # Doubling keeps the copies rare however a sequence grows.
-        added = np.full((column.shape[0], max(width, 2 * column.shape[1]) - column.shape[1]), -1, dtype=column.dtype)
-        setattr(self, name, np.concatenate((column, added), axis=1))

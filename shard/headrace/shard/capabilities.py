@@ -1,10 +1,10 @@
 """The request fields that our engines understand, and the check that no other one is used."""
 
 from headrace.contract.errors import PlanRejected
-from headrace.contract.sampling import LogprobOptions, SamplingParams
+from headrace.contract.sampling import SamplingParams
 from headrace.contract.step import AdmittedSequence
 
-SUPPORTED_FIELDS = frozenset(
+FAKE_FIELDS = frozenset(
     {
         "sampling.temperature",
         "sampling.top_k",
@@ -18,39 +18,53 @@ SUPPORTED_FIELDS = frozenset(
         "output.top_logprob_count",
     }
 )
+"""What an engine without a model can do."""
+
+NATIVE_FIELDS = FAKE_FIELDS | {
+    "sampling.min_p",
+    "sampling.typical_p",
+    "sampling.repetition_penalty",
+    "sampling.frequency_penalty",
+    "sampling.presence_penalty",
+    "sampling.logit_bias",
+    "sampling.banned_words",
+    "sampling.length_penalty",
+    "output.processed_logprobs",
+}
+"""What the native engine can do."""
 
 _NEUTRAL = SamplingParams()
-_UNSUPPORTED_SAMPLING = (
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "length_penalty",
-    "banned_sequences",
-)
+_SAMPLING_FIELDS = {
+    "min_p": "sampling.min_p",
+    "typical_p": "sampling.typical_p",
+    "repetition_penalty": "sampling.repetition_penalty",
+    "frequency_penalty": "sampling.frequency_penalty",
+    "presence_penalty": "sampling.presence_penalty",
+    "logit_bias": "sampling.logit_bias",
+    "length_penalty": "sampling.length_penalty",
+    "banned_text": "sampling.banned_words",
+}
+"""By the name in SamplingParams; every engine has the others."""
 
 
-def check_supported(sequence: AdmittedSequence) -> None:
+def check_supported(sequence: AdmittedSequence, supported_fields: frozenset[str]) -> None:
     """Makes sure that nothing a sequence asks for would be dropped silently.
 
     Raises:
-        PlanRejected: the sequence uses an option that is not in SUPPORTED_FIELDS.
+        PlanRejected: the sequence uses an option that is not in `supported_fields`.
     """
-    field = _unsupported_field(sequence)
-    if field is not None:
-        raise PlanRejected(f"sequence {sequence.sequence_id}: this engine has no {field}")
+    missing = sorted(_used_fields(sequence) - supported_fields)
+    if missing:
+        raise PlanRejected(f"sequence {sequence.sequence_id}: this engine has no {missing[0]}")
 
 
-def _unsupported_field(sequence: AdmittedSequence) -> str | None:
-    for name in _UNSUPPORTED_SAMPLING:
-        if getattr(sequence.sampling, name) != getattr(_NEUTRAL, name):
-            return f"sampling.{name}"
-    if sequence.logprobs != LogprobOptions(sampled=sequence.logprobs.sampled, top_count=sequence.logprobs.top_count):
-        return "logprobs of the prompt or of the processed distribution"
-    if sequence.constraint is not None:
-        return "constraint"
-    if sequence.adapter:
-        return "adapter"
-    return None
+def _used_fields(sequence: AdmittedSequence) -> set[str]:
+    sampling = sequence.sampling
+    used = {field for name, field in _SAMPLING_FIELDS.items() if getattr(sampling, name) != getattr(_NEUTRAL, name)}
+    others = {
+        "output.prompt_logprobs": sequence.logprobs.prompt,
+        "output.processed_logprobs": sequence.logprobs.processed,
+        "constraint": sequence.constraint is not None,
+        "adapter": bool(sequence.adapter),
+    }
+    return used | {field for field, is_used in others.items() if is_used}

@@ -153,6 +153,17 @@ class InputBatch:
             row_ends=tuple(map(RowEnd, ends[ended].tolist())),
         )
 
+    def generated_counts(self, places: Ints) -> Ints:
+        """Returns how many tokens each row has generated."""
+        return self.columns.token_counts[places] - self.columns.prompt_counts[places]
+
+    def end_of_sequence_tokens(self, places: Ints) -> tuple[Ints, Ints]:
+        """Returns the tokens that end a sequence: indices into `places` and, as long, token ids."""
+        endings = self.columns.ending_token_ids[places]
+        is_end = (endings >= 0) & (self.columns.ending_kinds[places] == RowEnd.END_OF_SEQUENCE)
+        indices, entries = is_end.nonzero()
+        return indices, endings[indices, entries].astype(np.int64)
+
     def barred_endings(self, places: Ints) -> tuple[Ints, Ints]:
         """Returns the tokens that must not be drawn yet, because they would end a row too early.
 
@@ -163,8 +174,7 @@ class InputBatch:
             Indices into `places` and, as long, token ids.
         """
         columns = self.columns
-        generated = columns.token_counts[places] - columns.prompt_counts[places]
-        early = (generated < columns.min_new_counts[places]).nonzero()[0]
+        early = (self.generated_counts(places) < columns.min_new_counts[places]).nonzero()[0]
         if len(early) == 0:
             return early, early
         endings = columns.ending_token_ids[places[early]]

@@ -49,7 +49,12 @@ def check_admitted(sequence: AdmittedSequence, description: EngineDescription) -
     _check_range(f"{where} block_ids", sequence.block_ids, description.block_count)
     if len(set(sequence.block_ids)) < len(sequence.block_ids):
         raise PlanRejected(f"{where} block_ids names a block twice")
-    check_supported(sequence)
+    bias_token_ids = tuple(token_id for token_id, _ in sequence.sampling.logit_bias)
+    _check_range(f"{where} logit_bias", bias_token_ids, description.vocabulary_size)
+    banned = sequence.sampling.banned_text
+    if banned is not None:
+        _check_range(f"{where} banned_text", banned.token_ids + banned.end_token_ids, description.vocabulary_size)
+    check_supported(sequence, description.supported_fields)
 
 
 def _check_lengths(name: str, length: int, other_name: str, other_length: int) -> None:

@@ -1,4 +1,4 @@
-"""Draws the next token of each row, and reports log-probabilities where a row asked for them."""
+"""Draws the next token of each row, and has log-probabilities reported where a row asked for them."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,13 @@ from numpy.typing import NDArray
 from headrace.contract.step import RowError, RowLogprobs
 from headrace.kernels.dispatch import Kernels
 from headrace.shard.input_batch import InputBatch, StepRows
+from headrace.shard.logits_processor import LogitsProcessor
+from headrace.shard.logprob_reporter import DrawnTokens, LogprobReporter
 
-_NOT_FINITE = "LOGITS_NOT_FINITE"
+_ERRORS = {
+    "LOGITS_NOT_FINITE": "the model computed a logit that is not a finite number",
+    "NO_TOKEN_LEFT": "every token is barred, by banned words or by the minimum length",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,7 @@ class Sampler:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
+        self._reporter = LogprobReporter(kernels)
 
     @torch.inference_mode()
     def draw(self, logits: torch.Tensor, batch: InputBatch, step: StepRows) -> Draw:
@@ -46,29 +52,28 @@ class Sampler:
         if is_broken.any():
             # The row is over; zeros only keep the others' arithmetic clean.
             logits[torch.from_numpy(is_broken)] = 0.0
-        open_logits = self._bar_endings(logits, batch, places)
-        if open_logits is logits and not batch.columns.temperatures[places].any():
+        processor = LogitsProcessor(batch, places)
+        processed, is_empty = logits, np.zeros_like(is_broken)
+        if processor.changes_logits:
+            # Whoever wants the model's own distribution reported needs it as it was.
+            processed = logits.to(torch.float32, copy=bool(batch.columns.reports_logprobs[places].any()))
+            is_empty = processor.apply(processed)
+        if not processor.changes_logits and not batch.columns.temperatures[places].any():
             token_ids = likeliest.token_ids
         else:
-            token_ids = self._sample(open_logits, batch, places)
+            token_ids = self._sample(processed, batch, places)
+        rows = step.rows[step.samples]
         failed = np.zeros(len(step.rows), dtype=np.bool_)
-        failed[step.samples.nonzero()[0][is_broken]] = True
-        detail = "the model computed a logit that is not a finite number"
+        failed[step.samples.nonzero()[0][is_broken | is_empty]] = True
+        errors = {int(row): "NO_TOKEN_LEFT" for row in rows[is_empty]}
+        errors |= {int(row): "LOGITS_NOT_FINITE" for row in rows[is_broken]}
+        drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
         return Draw(
             token_ids=token_ids.cpu().numpy(),
             failed=failed,
-            errors=tuple(RowError(row, _NOT_FINITE, detail) for row in step.rows[failed].tolist()),
-            logprobs=self._report(logits, token_ids, batch, step, is_broken),
+            errors=tuple(RowError(row, reason, _ERRORS[reason]) for row, reason in sorted(errors.items())),
+            logprobs=self._reporter.report_drawn(drawn, batch.columns, rows, places, ~(is_broken | is_empty)),
         )
-
-    def _bar_endings(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:
-        """Returns the logits without the tokens that would end a row too early; the argument stays as it is."""
-        indices, token_ids = batch.barred_endings(places)
-        if len(indices) == 0:
-            return logits
-        barred = logits.clone()
-        barred[torch.from_numpy(indices), torch.from_numpy(token_ids)] = -torch.inf
-        return barred
 
     def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:
         columns = batch.columns
@@ -84,36 +89,4 @@ class Sampler:
             seeds=column(columns.seeds),
             # The drawn token's index is the number of tokens before it.
             positions=column(columns.token_counts),
-        )
-
-    def _report(
-        self,
-        logits: torch.Tensor,
-        token_ids: torch.Tensor,
-        batch: InputBatch,
-        step: StepRows,
-        is_broken: NDArray[np.bool_],
-    ) -> tuple[RowLogprobs, ...]:
-        """Returns log-probabilities of the model's own distribution, before temperature and filters."""
-        places = step.places[step.samples]
-        wanted = (batch.columns.reports_logprobs[places] & ~is_broken).nonzero()[0]
-        if len(wanted) == 0:
-            return ()
-        top_counts = batch.columns.top_logprob_counts[places[wanted]].tolist()
-        index = torch.from_numpy(wanted).to(logits.device)
-        found = self._kernels.logprobs(logits[index], token_ids[index], max(top_counts))
-        columns = (found.logprobs, found.ranks, found.top_token_ids, found.top_logprobs)
-        rows = step.rows[step.samples][wanted].tolist()
-        return tuple(
-            RowLogprobs(
-                row=row,
-                is_prompt=False,
-                logprobs=(logprob,),
-                ranks=(rank,),
-                top_token_ids=tuple(top_ids[:count]),
-                top_logprobs=tuple(top_logprobs[:count]),
-            )
-            for row, count, logprob, rank, top_ids, top_logprobs in zip(
-                rows, top_counts, *(column.tolist() for column in columns), strict=True
-            )
         )

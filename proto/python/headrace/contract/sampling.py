@@ -34,6 +34,37 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BannedText:
+    """Texts that a completion must not contain, as an automaton over token ids.
+
+    A state stands for the beginning of a banned text that the completion ends
+    with. Several states are active at once, none before the first token. A
+    token makes active what it starts, and what it moves an active state to.
+    """
+
+    state_count: int
+    """States are [0, state_count)."""
+    token_ids: tuple[int, ...] = ()
+    """Tokens that contain a banned text and are never drawn."""
+    neutral_token_ids: tuple[int, ...] = ()
+    """Tokens without a text, which leave the active states as they are."""
+    start_token_ids: tuple[int, ...] = ()
+    """Tokens that end with the beginning of a banned text, ascending,"""
+    start_states: tuple[int, ...] = ()
+    """and the state that each makes active; as long."""
+    move_states: tuple[int, ...] = ()
+    """States that a token moves on,"""
+    move_token_ids: tuple[int, ...] = ()
+    """the token,"""
+    move_next_states: tuple[int, ...] = ()
+    """and the state after it; all as long."""
+    end_states: tuple[int, ...] = ()
+    """States, ascending,"""
+    end_token_ids: tuple[int, ...] = ()
+    """and tokens that are not drawn while the state is active, since they complete its text; as long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """What the engine does. The defaults change nothing about the model's distribution."""
 
@@ -55,13 +86,30 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, addend), ascending ids."""
     length_penalty: LengthPenalty | None = None
-    banned_sequences: tuple[tuple[int, ...], ...] = ()
-    """Token sequences that must not be generated."""
+    banned_text: BannedText | None = None
+    """Texts that must not be generated."""
 
     @property
     def is_greedy(self) -> bool:
         """Whether no random number is needed."""
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change the logits by their number."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def needs_processing(self) -> bool:
+        """Whether anything but temperature, top-k and top-p changes the distribution."""
+        return (
+            self.has_penalties
+            or self.min_p > 0.0
+            or self.typical_p < 1.0
+            or bool(self.logit_bias)
+            or self.length_penalty is not None
+            or self.banned_text is not None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

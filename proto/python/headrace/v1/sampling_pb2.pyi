@@ -21,6 +21,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
     """Controls how the next token is drawn from the model's logits.
+    docs/sampling.md has the definitions, and the order in which they act.
 
     Every field is optional: unset means "the model's default", as reported by
     `RouterService.GetModel`. An explicit zero is a value. A field that the
@@ -93,7 +94,9 @@ class SamplingParams(google.protobuf.message.Message):
 
     @property
     def banned_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Text that must not be generated; at most 64 entries of 1 to 256 bytes."""
+        """Text that the completion never contains, in whatever tokens it comes; at
+        most 64 entries of 1 to 256 bytes.
+        """
 
     @property
     def length_penalty(self) -> Global___LengthPenalty:

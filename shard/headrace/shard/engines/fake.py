@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
 from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult
-from headrace.shard.capabilities import SUPPORTED_FIELDS
+from headrace.shard.capabilities import FAKE_FIELDS
 from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
 from headrace.shard.options import OptionValue, parse_options
@@ -205,7 +205,7 @@ def _describe(options: FakeOptions) -> EngineDescription:
         block_size=options.block_size,
         block_count=options.block_count,
         steps_in_flight=2,
-        supported_fields=SUPPORTED_FIELDS,
+        supported_fields=FAKE_FIELDS,
         end_of_sequence_token_ids=(options.end_of_sequence_token_id,),
         row_limit=options.row_limit,
         token_limit=options.token_limit,

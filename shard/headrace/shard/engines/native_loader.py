@@ -11,7 +11,7 @@ from headrace.kernels.dispatch import Kernels, KernelsUnavailable, select
 from headrace.kernels.quantization import WeightFormat
 from headrace.shard import kv_cache
 from headrace.shard.attention import PagedAttention
-from headrace.shard.capabilities import SUPPORTED_FIELDS
+from headrace.shard.capabilities import NATIVE_FIELDS
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.kv_cache import KvBudget
 from headrace.shard.memory import available_bytes
@@ -109,7 +109,7 @@ class NativeLoader:
             block_size=budget.block_size,
             block_count=budget.block_count,
             steps_in_flight=2,
-            supported_fields=SUPPORTED_FIELDS,
+            supported_fields=NATIVE_FIELDS,
             end_of_sequence_token_ids=self._config.end_of_sequence_token_ids,
             row_limit=self._options.row_limit,
             token_limit=self._options.token_limit,

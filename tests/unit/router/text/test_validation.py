@@ -343,7 +343,7 @@ def test_a_mistake_is_told_before_a_missing_feature() -> None:
 def test_fields_that_the_router_cannot_carry_are_not_offered() -> None:
     offered = deliverable_fields(EVERY_FIELD)
     assert offered >= ROUTER_FIELDS
-    assert not offered & {"watermark", "sampling.banned_words"}
+    assert not offered & {"watermark"}
     assert validator().supported_fields == offered
 
 

@@ -402,7 +402,7 @@ class SamplingParams(google.protobuf.message.Message):
     BIASES_FIELD_NUMBER: builtins.int
     LENGTH_PENALTY_START_INDEX_FIELD_NUMBER: builtins.int
     LENGTH_PENALTY_DECAY_FACTOR_FIELD_NUMBER: builtins.int
-    BANNED_SEQUENCES_FIELD_NUMBER: builtins.int
+    BANNED_TEXT_FIELD_NUMBER: builtins.int
     WATERMARK_KEY_FIELD_NUMBER: builtins.int
     WATERMARK_GAMMA_FIELD_NUMBER: builtins.int
     WATERMARK_DELTA_FIELD_NUMBER: builtins.int
@@ -443,8 +443,8 @@ class SamplingParams(google.protobuf.message.Message):
         """What is added to them."""
 
     @property
-    def banned_sequences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
-        """Token sequences that must not be generated."""
+    def banned_text(self) -> Global___BannedText:
+        """Texts that must not be generated."""
 
     def __init__(
         self,
@@ -462,34 +462,92 @@ class SamplingParams(google.protobuf.message.Message):
         biases: collections.abc.Iterable[builtins.float] | None = ...,
         length_penalty_start_index: builtins.int = ...,
         length_penalty_decay_factor: builtins.float = ...,
-        banned_sequences: collections.abc.Iterable[Global___TokenIds] | None = ...,
+        banned_text: Global___BannedText | None = ...,
         watermark_key: builtins.int = ...,
         watermark_gamma: builtins.float = ...,
         watermark_delta: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["banned_sequences", b"banned_sequences", "bias_token_ids", b"bias_token_ids", "biases", b"biases", "frequency_penalty", b"frequency_penalty", "length_penalty_decay_factor", b"length_penalty_decay_factor", "length_penalty_start_index", b"length_penalty_start_index", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "watermark_delta", b"watermark_delta", "watermark_gamma", b"watermark_gamma", "watermark_key", b"watermark_key"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["banned_text", b"banned_text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["banned_text", b"banned_text", "bias_token_ids", b"bias_token_ids", "biases", b"biases", "frequency_penalty", b"frequency_penalty", "length_penalty_decay_factor", b"length_penalty_decay_factor", "length_penalty_start_index", b"length_penalty_start_index", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "watermark_delta", b"watermark_delta", "watermark_gamma", b"watermark_gamma", "watermark_key", b"watermark_key"]) -> None: ...
 
 Global___SamplingParams: typing_extensions.TypeAlias = SamplingParams
 
 @typing.final
-class TokenIds(google.protobuf.message.Message):
-    """A sequence of token ids."""
+class BannedText(google.protobuf.message.Message):
+    """Texts that a completion must not contain, as an automaton over token ids.
+
+    A state stands for the beginning of a banned text that the completion ends
+    with. Several are active at once, none before the first token. A token makes
+    active what it starts, and what it moves an active state to.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    IDS_FIELD_NUMBER: builtins.int
+    STATE_COUNT_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    NEUTRAL_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    START_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    START_STATES_FIELD_NUMBER: builtins.int
+    MOVE_STATES_FIELD_NUMBER: builtins.int
+    MOVE_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    MOVE_NEXT_STATES_FIELD_NUMBER: builtins.int
+    END_STATES_FIELD_NUMBER: builtins.int
+    END_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    state_count: builtins.int
+    """States are [0, state_count)."""
     @property
-    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The ids."""
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens that contain a banned text and are never drawn."""
+
+    @property
+    def neutral_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens without a text, which leave the active states as they are."""
+
+    @property
+    def start_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens that end with the beginning of a banned text, ascending."""
+
+    @property
+    def start_states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The state that each of them makes active."""
+
+    @property
+    def move_states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """States that a token moves on."""
+
+    @property
+    def move_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The token that moves each of them."""
+
+    @property
+    def move_next_states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The state that each of them is moved to."""
+
+    @property
+    def end_states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """States in which a token is not drawn, ascending."""
+
+    @property
+    def end_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The token, since it would complete a banned text."""
 
     def __init__(
         self,
         *,
-        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        state_count: builtins.int = ...,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        neutral_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        start_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        start_states: collections.abc.Iterable[builtins.int] | None = ...,
+        move_states: collections.abc.Iterable[builtins.int] | None = ...,
+        move_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        move_next_states: collections.abc.Iterable[builtins.int] | None = ...,
+        end_states: collections.abc.Iterable[builtins.int] | None = ...,
+        end_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ids", b"ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_states", b"end_states", "end_token_ids", b"end_token_ids", "move_next_states", b"move_next_states", "move_states", b"move_states", "move_token_ids", b"move_token_ids", "neutral_token_ids", b"neutral_token_ids", "start_states", b"start_states", "start_token_ids", b"start_token_ids", "state_count", b"state_count", "token_ids", b"token_ids"]) -> None: ...
 
-Global___TokenIds: typing_extensions.TypeAlias = TokenIds
+Global___BannedText: typing_extensions.TypeAlias = BannedText
 
 @typing.final
 class StopRules(google.protobuf.message.Message):

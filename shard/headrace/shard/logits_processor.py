@@ -1,0 +1,140 @@
+"""Changes the logits of the rows that ask for more than temperature, top-k and top-p, before a token is drawn.
+
+The order, each step on what the one before it left:
+
+1. logit bias
+2. repetition penalty, then frequency and presence penalties
+3. length penalty
+4. bars: endings before the minimum length, and what would complete a banned text
+5. for rows that do not decode greedily, at their temperature: typical-p, then min-p
+
+Top-k and top-p follow, where the token is drawn. docs/sampling.md has the definitions.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.kernels.logits_filters import is_at_least, is_typical
+from headrace.shard.input_batch import InputBatch
+from headrace.shard.processor_columns import ProcessorColumns
+
+Ints = NDArray[np.int64]
+Mask = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+_LARGEST = 1e30
+"""What a penalty may make of a logit: far from infinity, since temperature still divides it."""
+
+
+class LogitsProcessor:
+    """Applies the options in a batch's columns to the logits of one step."""
+
+    def __init__(self, batch: InputBatch, places: Ints) -> None:
+        """Takes the places of the rows that sample, in the order of the logits."""
+        self._columns: ProcessorColumns = batch.columns.processors
+        self._temperatures = batch.columns.temperatures[places]
+        self._places = places
+        self._batch = batch
+        self._rows: Ints = self._columns.is_used[places].nonzero()[0]
+        self._barred_rows, self._barred_token_ids = self._bars()
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether any row asks for something."""
+        return len(self._rows) > 0 or len(self._barred_rows) > 0
+
+    def apply(self, logits: torch.Tensor) -> NDArray[np.bool_]:
+        """Changes the logits in place.
+
+        Args:
+            logits: [sampling, vocabulary] float32, each row with a finite one.
+
+        Returns:
+            [sampling] whether no token is left to draw. Such a row's logits are zeros.
+        """
+        if len(self._rows) > 0:
+            self._add_biases(logits)
+            self._penalize(logits)
+            self._penalize_length(logits)
+        is_empty = np.zeros(len(self._places), dtype=np.bool_)
+        if len(self._barred_rows) > 0:
+            logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
+            barred = np.unique(self._barred_rows)
+            peaks = logits[self._index(barred)].amax(dim=-1)
+            is_empty[barred[(peaks == -torch.inf).cpu().numpy()]] = True
+            logits[torch.from_numpy(is_empty)] = 0.0
+        if len(self._rows) > 0:
+            self._filter(logits)
+        return is_empty
+
+    def _bars(self) -> tuple[Ints, Ints]:
+        early, endings = self._batch.barred_endings(self._places)
+        if len(self._rows) == 0:
+            return early, endings
+        rows, token_ids = self._columns.barred_tokens(self._places)
+        return np.concatenate((early, rows)), np.concatenate((endings, token_ids))
+
+    def _add_biases(self, logits: torch.Tensor) -> None:
+        columns, places = self._columns, self._places[self._rows]
+        token_ids = columns.bias_token_ids[places]
+        rows, entries = (token_ids >= 0).nonzero()
+        if len(rows) > 0:
+            where = self._index(self._rows[rows]), self._index(token_ids[rows, entries])
+            logits[where] += self._tensor(columns.biases[places[rows], entries], logits)
+
+    def _penalize(self, logits: torch.Tensor) -> None:
+        columns = self._columns
+        penalized = self._rows[columns.is_penalized[self._places[self._rows]]]
+        if len(penalized) == 0:
+            return
+        places = self._places[penalized]
+        token_ids = columns.tally.token_ids[places]
+        rows, entries = (token_ids >= 0).nonzero()
+        places = places[rows]
+        where = self._index(penalized[rows]), self._index(token_ids[rows, entries])
+        repetition = self._tensor(columns.repetition_penalties[places], logits)
+        counts = columns.tally.generated_counts[places, entries]
+        subtracted = columns.frequency_penalties[places] * counts + columns.presence_penalties[places] * (counts > 0)
+        values = logits[where]
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        values -= self._tensor(subtracted.astype(np.float32), logits)
+        logits[where] = values.clamp(-_LARGEST, _LARGEST)
+
+    def _penalize_length(self, logits: torch.Tensor) -> None:
+        columns = self._columns
+        generated = self._batch.generated_counts(self._places[self._rows])
+        late = self._rows[generated > columns.length_starts[self._places[self._rows]]]
+        if len(late) == 0:
+            return
+        rows, token_ids = self._batch.end_of_sequence_tokens(self._places[late])
+        places = self._places[late[rows]]
+        excess = self._batch.generated_counts(places) - columns.length_starts[places]
+        with np.errstate(over="ignore"):
+            growth = np.minimum(columns.length_decays[places] ** excess, _LARGEST) - 1.0
+        where = self._index(late[rows]), self._index(token_ids)
+        values = logits[where]
+        values += values.abs() * self._tensor(growth.astype(np.float32), logits)
+        logits[where] = values.clamp(-_LARGEST, _LARGEST)
+
+    def _filter(self, logits: torch.Tensor) -> None:
+        columns, drawn = self._columns, self._rows[self._temperatures[self._rows] > 0]
+        typical_ps = columns.typical_ps[self._places[drawn]]
+        self._keep(logits, drawn[typical_ps < 1], typical_ps[typical_ps < 1], is_typical)
+        min_ps = columns.min_ps[self._places[drawn]]
+        self._keep(logits, drawn[min_ps > 0], min_ps[min_ps > 0], is_at_least)
+
+    def _keep(self, logits: torch.Tensor, rows: Ints, values: NDArray[np.float32], mask: Mask) -> None:
+        if len(rows) == 0:
+            return
+        index = self._index(rows)
+        scores = logits[index]
+        kept = mask(scores, self._tensor(self._temperatures[rows], logits), self._tensor(values, logits))
+        logits[index] = scores.masked_fill_(~kept, -torch.inf)
+
+    def _index(self, values: NDArray[np.integer]) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64))
+
+    def _tensor(self, values: NDArray[np.float32], like: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(values).to(like.device)
