@@ -13,6 +13,7 @@ from headrace.router.reporting import Report
 from headrace.router.scheduler import Scheduler, SchedulerLimits
 from headrace.router.stats import SchedulerStats
 from headrace.router.step_loop import StepLoop
+from headrace.router.step_profile import StepProfile
 
 RETRY_AFTER_START_FAILURE_S = 5.0
 """A shard that says it cannot start is asked again after this: an operator may have replaced it."""
@@ -60,6 +61,8 @@ class ReplicaStatus:
     """How often it was lost and came back."""
     stats: SchedulerStats
     """Counters go on over restarts; the blocks are those of the engine at hand."""
+    profile: StepProfile
+    """Goes on over restarts."""
 
 
 class Replica:
@@ -93,6 +96,7 @@ class Replica:
         self._detail = "connecting"
         self._loop: StepLoop | None = None
         self._past_stats = SchedulerStats()
+        self._past_profile = StepProfile()
         self._left_behind: list[ActiveRequest] = []
 
     @property
@@ -121,9 +125,10 @@ class Replica:
 
     def status(self) -> ReplicaStatus:
         """Returns a snapshot."""
-        stats = self._past_stats
+        stats, profile = self._past_stats, self._past_profile
         if self._loop is not None:
             stats = self._loop.scheduler.stats().after(stats)
+            profile = self._loop.profiler.snapshot().after(profile)
         return ReplicaStatus(
             id=self.id,
             addresses=self.addresses,
@@ -133,6 +138,7 @@ class Replica:
             is_connected=self._loop is not None,
             restart_count=self.restart_count,
             stats=stats,
+            profile=profile,
         )
 
     def submit(self, active: ActiveRequest) -> None:
@@ -187,6 +193,7 @@ class Replica:
             finally:
                 self._loop = None
                 self._past_stats = loop.scheduler.stats().after(self._past_stats).without_gauges()
+                self._past_profile = loop.profiler.snapshot().after(self._past_profile)
                 self._left_behind = loop.abandon()
                 await engine.aclose()
             self.restart_count += 1

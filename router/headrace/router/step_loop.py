@@ -28,6 +28,7 @@ from headrace.router.active_request import ActiveRequest
 from headrace.router.reporting import Report
 from headrace.router.scheduler import Scheduler, SequenceUpdate
 from headrace.router.sequence import Sequence
+from headrace.router.step_profile import StepProfiler
 
 
 class SentStep(NamedTuple):
@@ -45,6 +46,8 @@ class StepLoop:
     ) -> None:
         self.scheduler = scheduler
         """For reading; only the loop's own task changes it."""
+        self.profiler = StepProfiler()
+        """For reading, too."""
         self._engine = engine
         self._clock = clock
         self._step_timeout_s = step_timeout_s
@@ -123,11 +126,13 @@ class StepLoop:
     def _take_results(self) -> list[SequenceUpdate]:
         updates: list[SequenceUpdate] = []
         while self._in_flight and self._in_flight[0].result.done():
-            answered = self._in_flight.popleft().result
-            self._failure = answered.exception()
+            step = self._in_flight.popleft()
+            self._failure = step.result.exception()
             if self._failure is not None:
                 break
-            updates.extend(self.scheduler.apply(answered.result()))
+            result = step.result.result()
+            updates.extend(self.scheduler.apply(result))
+            self.profiler.add(result.timings, sent_s=step.sent_s, answered_s=self._clock.now())
         if self._followers:
             self._submit_followers(updates)
         return updates

@@ -4,7 +4,9 @@ from headrace.contract.sampling import SamplingOptions
 from headrace.router.pipeline import Capabilities, ServedModel
 from headrace.router.replica import ReplicaState, ReplicaStatus
 from headrace.router.stats import SchedulerStats
+from headrace.router.step_profile import StepProfile
 from headrace.services.convert_request import sampling_to_proto
+from headrace.services.duration import duration_to_proto
 from headrace.v1 import router_service_pb2 as pb
 
 _STATES = {
@@ -68,12 +70,12 @@ def replica_to_proto(status: ReplicaStatus, model: str) -> pb.Replica:
         model=model if status.is_known else "",
         state=_STATES[status.state],
         detail=status.detail,
-        load=_load_to_proto(status.stats),
+        load=_load_to_proto(status.stats, status.profile),
         restart_count=status.restart_count,
     )
 
 
-def _load_to_proto(stats: SchedulerStats) -> pb.ReplicaLoad:
+def _load_to_proto(stats: SchedulerStats, profile: StepProfile) -> pb.ReplicaLoad:
     return pb.ReplicaLoad(
         waiting_count=stats.waiting_count,
         running_count=stats.running_count,
@@ -86,4 +88,13 @@ def _load_to_proto(stats: SchedulerStats) -> pb.ReplicaLoad:
         cached_token_count=stats.cached_token_count,
         preemption_count=stats.preemption_count,
         row_count=stats.row_count,
+        profile=pb.StepProfile(
+            step_count=profile.step_count,
+            queued=duration_to_proto(profile.queued_s),
+            prepare=duration_to_proto(profile.prepare_s),
+            forward=duration_to_proto(profile.forward_s),
+            sample=duration_to_proto(profile.sample_s),
+            round_trip=duration_to_proto(profile.round_trip_s),
+            in_flight=duration_to_proto(profile.in_flight_s),
+        ),
     )

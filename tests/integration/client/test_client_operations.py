@@ -29,6 +29,7 @@ from headrace.client import (
     ReplicaLoad,
     ReplicaState,
     SamplingOptions,
+    StepProfile,
     TextSpan,
     Tokenization,
 )
@@ -60,6 +61,15 @@ REPLICA_PB = router_pb.Replica(
         cached_token_count=9,
         preemption_count=10,
         row_count=11,
+        profile=router_pb.StepProfile(
+            step_count=1,
+            queued=Duration(seconds=2),
+            prepare=Duration(seconds=3),
+            forward=Duration(seconds=4),
+            sample=Duration(seconds=5),
+            round_trip=Duration(seconds=6),
+            in_flight=Duration(seconds=7, nanos=500_000_000),
+        ),
     ),
     restart_count=12,
 )
@@ -81,6 +91,9 @@ REPLICA = Replica(
         cached_token_count=9,
         preemption_count=10,
         row_count=11,
+        profile=StepProfile(
+            step_count=1, queued_s=2, prepare_s=3, forward_s=4, sample_s=5, round_trip_s=6, in_flight_s=7.5
+        ),
     ),
     restart_count=12,
 )

@@ -4,9 +4,10 @@ from itertools import islice
 import pytest
 
 from headrace.client.bench_load import Pace, Workload, poisson_arrivals_s
+from headrace.client.bench_profile import profile_table, step_profile
 from headrace.client.bench_summary import Percentiles, RequestRecord, mean_batch, nearest_rank, summarize
 from headrace.client.bench_table import as_json, heading, progress_bar, table
-from headrace.client.operations import Load, ModelLimits, Replica, ReplicaLoad, ReplicaState
+from headrace.client.operations import Load, ModelLimits, Replica, ReplicaLoad, ReplicaState, StepProfile
 
 LIMITS = ModelLimits(
     context_token_count=256,
@@ -30,8 +31,9 @@ def record(due_s: float, *deltas: tuple[float, int], cached: int = 0, failed: st
     return made
 
 
-def load(row_count: int, step_count: int) -> Load:
+def load(row_count: int = 0, step_count: int = 0, profile: StepProfile | None = None) -> Load:
     counters = dict.fromkeys(ReplicaLoad.__dataclass_fields__, 0) | {"row_count": row_count, "step_count": step_count}
+    counters["profile"] = profile or StepProfile()
     replica = Replica(
         id="r", addresses=(), model="m", state=ReplicaState.SERVING, detail="", load=ReplicaLoad(**counters),
         restart_count=0,
@@ -174,6 +176,35 @@ def test_the_table_says_what_was_measured() -> None:
     assert as_json(pace, summary)["pace"] == {
         "stream_count": 1, "rate_per_s": None, "request_count": 2, "duration_s": None,
     }  # fmt: skip
+
+
+def test_the_profile_of_a_load_is_what_the_server_added_up_meanwhile() -> None:
+    before = StepProfile(
+        step_count=10, queued_s=1.0, prepare_s=1.0, forward_s=1.0, sample_s=1.0, round_trip_s=9.0, in_flight_s=5.0
+    )
+    after = StepProfile(
+        step_count=14,
+        queued_s=1.03,
+        prepare_s=1.004,
+        forward_s=1.064,
+        sample_s=1.008,
+        round_trip_s=9.12,
+        in_flight_s=5.08,
+    )
+    found = step_profile(load(profile=before), load(profile=after))
+    assert found is not None
+    assert found.waiting_s == pytest.approx(0.004)
+    assert profile_table(found).splitlines() == [
+        "  milliseconds of a step      mean   share   over 4 steps",
+        "  prepare                     1.00    5.0%   from the plan to the model's inputs",
+        "  forward                    16.00   80.0%   the model",
+        "  sample                      2.00   10.0%   from logits to tokens",
+        "  wait                        1.00    5.0%   the engine had no plan: wire and router",
+        "  together                   20.00  100.0%",
+        "  beside these, hidden by the step before: 7.50 queued in the shard, 3.50 under way",
+    ]
+    assert step_profile(load(profile=before), load(profile=before)) is None
+    assert step_profile(load(profile=after), load(profile=before)) is None
 
 
 def test_the_bar_fills_and_never_overflows() -> None:

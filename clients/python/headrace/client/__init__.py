@@ -52,6 +52,7 @@ from headrace.client.operations import (
     ReplicaHealth,
     ReplicaLoad,
     ReplicaState,
+    StepProfile,
 )
 from headrace.client.options import CallOptions, ChatOptions, GenerateOptions, TokenizeChatOptions, TokenizeOptions
 from headrace.client.requests import Prompt
@@ -167,6 +168,7 @@ __all__ = [
     "ServerUnreachable",
     "ShardLost",
     "Started",
+    "StepProfile",
     "StreamBroken",
     "TextSpan",
     "Timings",

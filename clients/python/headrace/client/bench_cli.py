@@ -15,6 +15,7 @@ from pathlib import Path
 
 from headrace.client.aio import AsyncClient
 from headrace.client.bench_load import Pace, Workload
+from headrace.client.bench_profile import profile_table
 from headrace.client.bench_runner import NO_RETRIES, LoadRunner
 from headrace.client.bench_summary import RequestRecord, Summary
 from headrace.client.bench_table import as_json, heading, progress_bar, table
@@ -72,6 +73,8 @@ async def _run(arguments: argparse.Namespace, workload: Workload, paces: Sequenc
             with _Progress(pace) as progress:
                 summaries.append(await runner.run(pace, progress))
             sys.stdout.write(f"\n{table(pace, summaries[-1])}\n")
+            if arguments.profile:
+                sys.stdout.write(_profile_of(summaries[-1]))
             sys.stdout.flush()
     if arguments.json is not None:
         loads = [as_json(pace, summary) for pace, summary in zip(paces, summaries, strict=True)]
@@ -104,6 +107,12 @@ class _Progress:
         if self._pace.duration_s is not None:
             shares.append((time.monotonic() - self._began_s) / self._pace.duration_s)
         self._write(progress_bar(self._pace.title, max(shares), self._ended_count))
+
+
+def _profile_of(summary: Summary) -> str:
+    if summary.profile is None:
+        return "  the server does not tell where the time of its steps goes\n"
+    return f"{profile_table(summary.profile)}\n"
 
 
 def _write(path: Path, result: dict[str, object]) -> None:
@@ -197,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         ("seed", 0, "decides the prompts and when requests come"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--profile", action="store_true", help="also show where the time of a step goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     return parser
 

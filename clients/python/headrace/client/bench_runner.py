@@ -9,7 +9,9 @@ from itertools import takewhile
 
 from headrace.client.aio import AsyncClient
 from headrace.client.bench_load import Pace, Workload
+from headrace.client.bench_profile import step_profile
 from headrace.client.bench_summary import RequestRecord, Summary, mean_batch, summarize
+from headrace.client.operations import StepProfile
 from headrace.client.options import GenerateOptions
 from headrace.contract.errors import HeadraceError
 
@@ -41,10 +43,12 @@ class LoadRunner:
         before = await self._client.get_load(deadline_s=_LOAD_DEADLINE_S)
         records = await self._send(pace, on_end)
         batch: float | None = None
+        profile: StepProfile | None = None
         # What was measured is worth showing even when the server did not survive it.
         with contextlib.suppress(HeadraceError):
-            batch = mean_batch(before, await self._client.get_load(deadline_s=_LOAD_DEADLINE_S))
-        return summarize(records, duration_s=pace.duration_s, mean_batch=batch)
+            after = await self._client.get_load(deadline_s=_LOAD_DEADLINE_S)
+            batch, profile = mean_batch(before, after), step_profile(before, after)
+        return summarize(records, duration_s=pace.duration_s, mean_batch=batch, profile=profile)
 
     async def _send(self, pace: Pace, on_end: Callable[[RequestRecord], None]) -> list[RequestRecord]:
         # Prompts that an earlier load has left in the prefix cache must not help this one.

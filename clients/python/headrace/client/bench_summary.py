@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from headrace.client.operations import Load
+from headrace.client.operations import Load, StepProfile
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,11 +88,19 @@ class Summary:
     """Prompt tokens found in the prefix cache."""
     mean_batch: float | None
     """Rows per step as the router counted them, those of other clients included; None if it has no steps to count."""
+    profile: StepProfile | None
+    """What the steps took, those of other clients included; None if the server has none, or does not tell."""
     outcomes: dict[str, int]
     """How many requests ended for each reason, most frequent first."""
 
 
-def summarize(records: Sequence[RequestRecord], *, duration_s: float | None, mean_batch: float | None) -> Summary:
+def summarize(
+    records: Sequence[RequestRecord],
+    *,
+    duration_s: float | None,
+    mean_batch: float | None,
+    profile: StepProfile | None = None,
+) -> Summary:
     """Returns the numbers of a load test."""
     completed = [record for record in records if record.ended_s is not None]
     begun = [record for record in records if record.delta_times_s]
@@ -117,6 +125,7 @@ def summarize(records: Sequence[RequestRecord], *, duration_s: float | None, mea
         prompt_token_count=sum(record.prompt_token_count for record in records),
         cached_token_count=sum(record.cached_token_count for record in records),
         mean_batch=mean_batch,
+        profile=profile,
         outcomes=dict(Counter(record.outcome for record in records).most_common()),
     )
 

@@ -21,6 +21,7 @@ from headrace.client.operations import (
     ReplicaHealth,
     ReplicaLoad,
     ReplicaState,
+    StepProfile,
 )
 from headrace.client.results import (
     Completion,
@@ -156,8 +157,21 @@ def replica_from_proto(replica: router_pb.Replica) -> Replica:
             cached_token_count=load.cached_token_count,
             preemption_count=load.preemption_count,
             row_count=load.row_count,
+            profile=_profile(load.profile),
         ),
         restart_count=replica.restart_count,
+    )
+
+
+def _profile(profile: router_pb.StepProfile) -> StepProfile:
+    return StepProfile(
+        step_count=profile.step_count,
+        queued_s=_seconds(profile.queued),
+        prepare_s=_seconds(profile.prepare),
+        forward_s=_seconds(profile.forward),
+        sample_s=_seconds(profile.sample),
+        round_trip_s=_seconds(profile.round_trip),
+        in_flight_s=_seconds(profile.in_flight),
     )
 
 

@@ -69,6 +69,36 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepProfile:
+    """Sums over the answered steps of a replica, in seconds.
+
+    While steps follow each other without a break, `in_flight_s` is the time that
+    passed: what the engine did not spend on preparing, computing and sampling of
+    it, it waited for the next plan.
+    """
+
+    step_count: int = 0
+    """Steps that were answered."""
+    queued_s: float = 0.0
+    """In the shard, behind the step before."""
+    prepare_s: float = 0.0
+    """From the plan to the model's inputs."""
+    forward_s: float = 0.0
+    """Running the model."""
+    sample_s: float = 0.0
+    """From logits to tokens."""
+    round_trip_s: float = 0.0
+    """From the plan's departure to the answer's arrival. Steps overlap, so this may be more time than passed."""
+    in_flight_s: float = 0.0
+    """During which one or more steps were unanswered."""
+
+    @property
+    def waiting_s(self) -> float:
+        """Time in flight that the engine did not work: what the wire and the router add to the steps."""
+        return self.in_flight_s - self.prepare_s - self.forward_s - self.sample_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
     """What a replica is doing, and what it did since the router knows it."""
 
@@ -90,6 +120,8 @@ class ReplicaLoad:
     preemption_count: int
     row_count: int
     """Rows over all steps; divided by `step_count` it is the mean batch."""
+    profile: StepProfile = StepProfile()
+    """Where the time of its steps went; all zero from a server that does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

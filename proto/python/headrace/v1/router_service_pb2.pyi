@@ -338,6 +338,7 @@ class ReplicaLoad(google.protobuf.message.Message):
     CACHED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     PREEMPTION_COUNT_FIELD_NUMBER: builtins.int
     ROW_COUNT_FIELD_NUMBER: builtins.int
+    PROFILE_FIELD_NUMBER: builtins.int
     waiting_count: builtins.int
     """Requests waiting for their first step."""
     running_count: builtins.int
@@ -360,6 +361,10 @@ class ReplicaLoad(google.protobuf.message.Message):
     """Requests preempted so far."""
     row_count: builtins.int
     """Rows over all steps so far; divided by `step_count` it is the mean batch."""
+    @property
+    def profile(self) -> Global___StepProfile:
+        """Where the time of its steps went so far."""
+
     def __init__(
         self,
         *,
@@ -374,10 +379,74 @@ class ReplicaLoad(google.protobuf.message.Message):
         cached_token_count: builtins.int = ...,
         preemption_count: builtins.int = ...,
         row_count: builtins.int = ...,
+        profile: Global___StepProfile | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_block_count", b"cached_block_count", "cached_token_count", b"cached_token_count", "computed_token_count", b"computed_token_count", "generated_token_count", b"generated_token_count", "leased_block_count", b"leased_block_count", "preemption_count", b"preemption_count", "row_count", b"row_count", "running_count", b"running_count", "step_count", b"step_count", "total_block_count", b"total_block_count", "waiting_count", b"waiting_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["profile", b"profile"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cached_block_count", b"cached_block_count", "cached_token_count", b"cached_token_count", "computed_token_count", b"computed_token_count", "generated_token_count", b"generated_token_count", "leased_block_count", b"leased_block_count", "preemption_count", b"preemption_count", "profile", b"profile", "row_count", b"row_count", "running_count", b"running_count", "step_count", b"step_count", "total_block_count", b"total_block_count", "waiting_count", b"waiting_count"]) -> None: ...
 
 Global___ReplicaLoad: typing_extensions.TypeAlias = ReplicaLoad
+
+@typing.final
+class StepProfile(google.protobuf.message.Message):
+    """Sums over all answered steps of a replica, from its first one on.
+
+    While steps follow each other without a break, `in_flight` is the time that
+    passed: what the engine did not spend on preparing, computing and sampling of
+    it, it waited for the next plan.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_COUNT_FIELD_NUMBER: builtins.int
+    QUEUED_FIELD_NUMBER: builtins.int
+    PREPARE_FIELD_NUMBER: builtins.int
+    FORWARD_FIELD_NUMBER: builtins.int
+    SAMPLE_FIELD_NUMBER: builtins.int
+    ROUND_TRIP_FIELD_NUMBER: builtins.int
+    IN_FLIGHT_FIELD_NUMBER: builtins.int
+    step_count: builtins.int
+    """Steps that were answered."""
+    @property
+    def queued(self) -> google.protobuf.duration_pb2.Duration:
+        """In the shard, behind the step before."""
+
+    @property
+    def prepare(self) -> google.protobuf.duration_pb2.Duration:
+        """From the plan to the model's inputs."""
+
+    @property
+    def forward(self) -> google.protobuf.duration_pb2.Duration:
+        """Running the model."""
+
+    @property
+    def sample(self) -> google.protobuf.duration_pb2.Duration:
+        """From logits to tokens."""
+
+    @property
+    def round_trip(self) -> google.protobuf.duration_pb2.Duration:
+        """From the plan's departure to the answer's arrival, as the router saw it.
+        Steps overlap, so this may be more time than passed.
+        """
+
+    @property
+    def in_flight(self) -> google.protobuf.duration_pb2.Duration:
+        """During which one or more steps were unanswered."""
+
+    def __init__(
+        self,
+        *,
+        step_count: builtins.int = ...,
+        queued: google.protobuf.duration_pb2.Duration | None = ...,
+        prepare: google.protobuf.duration_pb2.Duration | None = ...,
+        forward: google.protobuf.duration_pb2.Duration | None = ...,
+        sample: google.protobuf.duration_pb2.Duration | None = ...,
+        round_trip: google.protobuf.duration_pb2.Duration | None = ...,
+        in_flight: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["forward", b"forward", "in_flight", b"in_flight", "prepare", b"prepare", "queued", b"queued", "round_trip", b"round_trip", "sample", b"sample"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["forward", b"forward", "in_flight", b"in_flight", "prepare", b"prepare", "queued", b"queued", "round_trip", b"round_trip", "sample", b"sample", "step_count", b"step_count"]) -> None: ...
+
+Global___StepProfile: typing_extensions.TypeAlias = StepProfile
 
 @typing.final
 class AddReplicaRequest(google.protobuf.message.Message):

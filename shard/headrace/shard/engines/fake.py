@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
-from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult
+from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult, StepTimings
 from headrace.shard.capabilities import FAKE_FIELDS
 from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
@@ -78,6 +79,7 @@ class FakeEngine:
         options: FakeOptions | None = None,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Clock | None = None,
         on_step: Callable[[StepPlan], None] = lambda _: None,
     ) -> None:
         """Starts with an empty batch.
@@ -85,10 +87,12 @@ class FakeEngine:
         Args:
             options: The defaults if None.
             sleep: Passes simulated time.
+            clock: Tells how long a step took; the system's if None.
             on_step: Called before each step; what it raises, the step raises.
         """
         self._options = options = options or FakeOptions()
         self._sleep = sleep
+        self._clock = clock or MonotonicClock()
         self._on_step = on_step
         self._model = options.model
         self._description = _describe(options)
@@ -109,9 +113,12 @@ class FakeEngine:
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
         self._on_step(plan)
+        began_s = self._clock.now()
         step = self._batch.apply(plan)
         flat = self._batch.flatten(step)
+        prepared_s = self._clock.now()
         self._compute(flat)
+        computed_s = self._clock.now()
         errors = self._find_errors(step, flat)
         failed = np.isin(step.rows, [error.row for error in errors])
         token_ids = self._draw(step, flat)
@@ -125,6 +132,11 @@ class FakeEngine:
             row_ends=outcomes.row_ends,
             errors=errors,
             logprobs=logprobs,
+            timings=StepTimings(
+                prepare_s=prepared_s - began_s,
+                forward_s=computed_s - prepared_s,
+                sample_s=self._clock.now() - computed_s,
+            ),
         )
 
     def _compute(self, flat: FlatTokens) -> None:
