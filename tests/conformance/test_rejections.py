@@ -8,6 +8,7 @@ from plan_driver import GREEDY, PlanDriver
 
 from headrace.contract.errors import PlanRejected
 from headrace.contract.generation import Constraint, ConstraintKind
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.shard.engine import Engine
@@ -22,6 +23,7 @@ NEW = AdmittedSequence(
     sampling=GREEDY,
     stopping=RowStopRules(token_limit=30),
 )
+MEAN = PoolingOptions(pooling=Pooling.MEAN)
 WHOLE = {"chunk_rows": (2,), "chunk_token_counts": (9,)}
 
 
@@ -51,6 +53,10 @@ BROKEN_PLANS: list[tuple[str, StepPlan]] = [
     ("block_ids has 251", admit(block_ids=(1, 2, 251))),
     ("block_ids names a block twice", admit(block_ids=(100, 101, 100))),
     ("a block table for 8 tokens cannot hold 9", admit(block_ids=(100, 101))),
+    ("the mean needs every hidden state, and 4 are gone", admit(pooling=MEAN, computed_token_count=4)),
+    ("a sequence that is pooled generates nothing", admit(pooling=MEAN, prompt_token_count=8)),
+    ("a sequence that is pooled has neither", admit(pooling=MEAN, logprobs=LogprobOptions(sampled=True))),
+    ("dimension_count 1000000 is not in", admit(pooling=replace(MEAN, dimension_count=1_000_000))),
     ("block_rows has 2", StepPlan(step_id=3, block_rows=(2,), block_counts=(1,), block_ids=(9,))),
     ("block_rows is not ascending", StepPlan(step_id=3, block_rows=(1, 0), block_counts=(1, 1), block_ids=(8, 9))),
     ("block_rows has 1 entries", StepPlan(step_id=3, block_rows=(0,), block_counts=(1, 1), block_ids=(8, 9))),

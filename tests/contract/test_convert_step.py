@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
-from headrace.contract.step import AdmittedSequence, RowEnd, RowError, RowLogprobs, StepPlan, StepResult, StepTimings
+from headrace.contract.step import (
+    AdmittedSequence,
+    RowEnd,
+    RowError,
+    RowLogprobs,
+    RowVector,
+    StepPlan,
+    StepResult,
+    StepTimings,
+)
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.services import convert_step
 
@@ -74,6 +84,13 @@ sequences = st.builds(
     ),
     constraint=st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), texts),
     adapter=texts,
+    pooling=st.none()
+    | st.builds(
+        PoolingOptions,
+        pooling=st.sampled_from(Pooling),
+        is_normalized=st.booleans(),
+        dimension_count=int32s,
+    ),
 )
 plans = st.builds(
     StepPlan,
@@ -107,6 +124,7 @@ results = st.builds(
         ),
         max_size=3,
     ).map(tuple),
+    vectors=st.lists(st.builds(RowVector, int32s, st.binary(max_size=12)), max_size=3).map(tuple),
     timings=st.builds(StepTimings, queued_s=floats, prepare_s=floats, forward_s=floats, sample_s=floats),
 )
 descriptions = st.builds(
@@ -123,6 +141,7 @@ descriptions = st.builds(
     end_of_sequence_token_ids=columns(token_ids),
     row_limit=int32s,
     token_limit=int32s,
+    hidden_size=int32s,
 )
 
 
@@ -184,9 +203,12 @@ def test_the_message_and_the_type_have_the_same_fields(kind: type, field: type, 
 def test_a_later_version_is_an_error_not_a_guess() -> None:
     with pytest.raises(ValueError, match="9"):
         convert_step.result_from_proto(pb.StepResponse(step_id=1, ended_rows=[0], row_ends=[9]))
-    request = pb.StepRequest(step_id=1, admitted=[pb.AdmittedSequence(constraint=pb.Constraint(kind=9))])
-    with pytest.raises(ValueError, match="9"):
-        convert_step.plan_from_proto(request)
+    for admitted in (
+        pb.AdmittedSequence(constraint=pb.Constraint(kind=9)),
+        pb.AdmittedSequence(pooling=pb.PoolingOptions(pooling=9)),
+    ):
+        with pytest.raises(ValueError, match="9"):
+            convert_step.plan_from_proto(pb.StepRequest(step_id=1, admitted=[admitted]))
 
 
 def seconds_of(run: Callable[[], object]) -> float:

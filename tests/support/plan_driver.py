@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from headrace.contract.pooling import PoolingOptions
 from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import AdmittedSequence, RowEnd, RowError, RowLogprobs, StepPlan, StepResult
 from headrace.shard.engine import Engine
@@ -22,6 +23,8 @@ class Job:
     sampling: SamplingParams
     stopping: RowStopRules
     logprob_options: LogprobOptions
+    pooling: PoolingOptions | None = None
+    vector: bytes | None = None
     generated: list[int] = field(default_factory=list)
     logprobs: list[RowLogprobs] = field(default_factory=list)
     end: RowEnd | None = None
@@ -72,6 +75,12 @@ class PlanDriver:
         options = logprobs or LogprobOptions()
         job = Job(next(self._sequence_ids), tuple(prompt), sampling, rules, options)
         self._admit(job, computed_count=0)
+        return job
+
+    def submit_pooled(self, prompt: Sequence[int], pooling: PoolingOptions, *, owner: Job | None = None) -> Job:
+        """Admits a prompt whose hidden states are wanted, after the blocks that `owner` computed of it."""
+        job = self.submit(prompt, 1) if owner is None else self.submit_with_prefix(prompt, 1, owner=owner)
+        job.pooling = pooling
         return job
 
     def submit_with_prefix(self, prompt: Sequence[int], token_count: int, *, owner: Job) -> Job:
@@ -163,6 +172,8 @@ class PlanDriver:
             self.rows[row].end = end
         for error in result.errors:
             self.rows[error.row].error = error
+        for vector in result.vectors:
+            self.rows[vector.row].vector = vector.values
         for logprobs in result.logprobs:
             self.rows[logprobs.row].logprobs.append(logprobs)
 
@@ -189,4 +200,5 @@ class PlanDriver:
             sampling=job.sampling,
             stopping=job.stopping,
             logprobs=job.logprob_options,
+            pooling=job.pooling,
         )

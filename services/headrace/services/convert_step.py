@@ -8,12 +8,14 @@ from dataclasses import fields
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
 from headrace.contract.step import (
     AdmittedSequence,
     RowEnd,
     RowError,
     RowLogprobs,
+    RowVector,
     StepPlan,
     StepResult,
     StepTimings,
@@ -34,6 +36,9 @@ _CONSTRAINT_TO_PROTO = {
     ConstraintKind.EBNF: pb.CONSTRAINT_KIND_EBNF,
 }
 _CONSTRAINT_FROM_PROTO = {value: kind for kind, value in _CONSTRAINT_TO_PROTO.items()}
+
+_POOLING_TO_PROTO = {Pooling.MEAN: pb.POOLING_MEAN, Pooling.LAST: pb.POOLING_LAST}
+_POOLING_FROM_PROTO = {value: pooling for pooling, value in _POOLING_TO_PROTO.items()}
 
 
 def plan_to_proto(plan: StepPlan) -> pb.StepRequest:
@@ -89,6 +94,7 @@ def result_to_proto(result: StepResult) -> pb.StepResponse:
         row_ends=[pb.RowEnd.ValueType(end) for end in result.row_ends],
         errors=[pb.RowError(row=error.row, reason=error.reason, detail=error.detail) for error in result.errors],
         logprobs=[_logprobs_to_proto(logprobs) for logprobs in result.logprobs],
+        vectors=[pb.RowVector(row=vector.row, values=vector.values) for vector in result.vectors],
         timings=pb.StepTimings(
             queued_s=timings.queued_s,
             prepare_s=timings.prepare_s,
@@ -113,6 +119,7 @@ def result_from_proto(response: pb.StepResponse) -> StepResult:
         row_ends=tuple(map(RowEnd, response.row_ends)),
         errors=tuple(RowError(row=error.row, reason=error.reason, detail=error.detail) for error in response.errors),
         logprobs=tuple(_logprobs_from_proto(logprobs) for logprobs in response.logprobs),
+        vectors=tuple(RowVector(vector.row, vector.values) for vector in response.vectors),
         timings=StepTimings(
             queued_s=timings.queued_s,
             prepare_s=timings.prepare_s,
@@ -137,6 +144,7 @@ def description_to_proto(description: EngineDescription) -> pb.EngineDescription
         end_of_sequence_token_ids=description.end_of_sequence_token_ids,
         row_limit=description.row_limit,
         token_limit=description.token_limit,
+        hidden_size=description.hidden_size,
     )
 
 
@@ -155,6 +163,7 @@ def description_from_proto(message: pb.EngineDescription) -> EngineDescription:
         end_of_sequence_token_ids=tuple(message.end_of_sequence_token_ids),
         row_limit=message.row_limit,
         token_limit=message.token_limit,
+        hidden_size=message.hidden_size,
     )
 
 
@@ -184,6 +193,10 @@ def _admitted_to_proto(sequence: AdmittedSequence) -> pb.AdmittedSequence:
     if sequence.constraint is not None:
         message.constraint.kind = _CONSTRAINT_TO_PROTO[sequence.constraint.kind]
         message.constraint.text = sequence.constraint.text
+    if sequence.pooling is not None:
+        message.pooling.pooling = _POOLING_TO_PROTO[sequence.pooling.pooling]
+        message.pooling.normalize = sequence.pooling.is_normalized
+        message.pooling.dimension_count = sequence.pooling.dimension_count
     return message
 
 
@@ -209,6 +222,7 @@ def _admitted_from_proto(message: pb.AdmittedSequence) -> AdmittedSequence:
             processed=logprobs.processed,
         ),
         constraint=_constraint_from_proto(message.constraint) if message.HasField("constraint") else None,
+        pooling=_pooling_from_proto(message.pooling) if message.HasField("pooling") else None,
         adapter=message.adapter,
     )
 
@@ -218,6 +232,13 @@ def _constraint_from_proto(message: pb.Constraint) -> Constraint:
     if kind is None:
         raise ValueError(f"constraint kind {message.kind} is not known here")
     return Constraint(kind, message.text)
+
+
+def _pooling_from_proto(message: pb.PoolingOptions) -> PoolingOptions:
+    pooling = _POOLING_FROM_PROTO.get(message.pooling)
+    if pooling is None:
+        raise ValueError(f"pooling {message.pooling} is not known here")
+    return PoolingOptions(pooling=pooling, is_normalized=message.normalize, dimension_count=message.dimension_count)
 
 
 def _sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:

@@ -19,9 +19,21 @@ class ForwardBatch:
     """[token] int64, index in the token's sequence."""
     slot_ids: torch.Tensor
     """[token] int64, place in the KV cache."""
-    sampling_indices: torch.Tensor
-    """[sampling] int64: the tokens whose logits are wanted, in row order."""
+    output_indices: torch.Tensor
+    """[output] int64: the tokens of which something is wanted. First those of `sampling_count` rows, in row order,
+    whose logits are; then those whose hidden states are."""
+    sampling_count: int
     attention: AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardResult:
+    """What a step computed."""
+
+    logits: torch.Tensor
+    """[sampling, vocabulary], in the model's dtype."""
+    hidden: torch.Tensor
+    """[output - sampling, hidden] after the last norm, in the model's dtype."""
 
 
 class PagedAttention:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.contract.pooling import PoolingOptions
 from headrace.contract.step import AdmittedSequence, RowEnd
 from headrace.shard.growing_columns import GrowingColumns
 from headrace.shard.processor_columns import ProcessorColumns
@@ -57,6 +58,10 @@ class BatchColumns(GrowingColumns):
         """[place]"""
         self.processors = ProcessorColumns(count)
         """What the logits processors need."""
+        self.is_pooled = np.zeros(count, dtype=np.bool_)
+        """[place] whether hidden states are pooled, and nothing is drawn."""
+        self.poolings: dict[int, PoolingOptions] = {}
+        """By the places where `is_pooled`; what it says of others is of no meaning."""
         self._free_places = list(range(count - 1, -1, -1))
 
     def clear(self) -> None:
@@ -83,6 +88,9 @@ class BatchColumns(GrowingColumns):
         self.block_counts[place] = block_count
         self.is_over[place] = False
         self.processors.fill(place, sequence)
+        self.is_pooled[place] = sequence.pooling is not None
+        if sequence.pooling is not None:
+            self.poolings[place] = sequence.pooling
         self._set_sampling(place, sequence)
         self._set_stopping(place, sequence)
         return place

@@ -30,7 +30,11 @@ class StepRows:
     chunk_counts: Ints
     """[computing] tokens to compute, >= 1."""
     samples: Bools
-    """[computing] whether the chunk reaches the row's last known token."""
+    """[computing] whether a token is drawn: the chunk reaches the row's last known token, and the row is not pooled."""
+    pools: Bools
+    """[computing] whether the row is pooled."""
+    completes: Bools
+    """[computing] whether the chunk reaches the last token of a row that is pooled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +150,19 @@ class InputBatch:
         columns.is_over[places[ended]] = True
         token_counts = np.zeros(step.row_count, dtype=np.int64)
         token_counts[rows] = 1
+        ended_rows, row_ends = rows[ended], ends[ended]
+        if step.completes.any():
+            pooled = step.completes & ~failed
+            columns.is_over[step.places[pooled]] = True
+            ended_rows = np.concatenate((ended_rows, step.rows[pooled]))
+            order = ended_rows.argsort()
+            row_ends = np.concatenate((row_ends, np.full(pooled.sum(), int(RowEnd.POOLED))))[order]
+            ended_rows = ended_rows[order]
         return RowOutcomes(
             token_counts=tuple(token_counts.tolist()),
             token_ids=tuple(drawn.tolist()),
-            ended_rows=tuple(rows[ended].tolist()),
-            row_ends=tuple(map(RowEnd, ends[ended].tolist())),
+            ended_rows=tuple(ended_rows.tolist()),
+            row_ends=tuple(map(RowEnd, row_ends.tolist())),
         )
 
     def generated_counts(self, places: Ints) -> Ints:
@@ -218,13 +230,16 @@ class InputBatch:
         starts = columns.computed_counts[places]
         left = columns.token_counts[places] - starts
         self._check_reach(rows, places, starts, chunk_counts, left)
+        reaches, pools = chunk_counts == left, columns.is_pooled[places]
         return StepRows(
             row_count=self.row_count,
             rows=rows,
             places=places,
             starts=starts,
             chunk_counts=chunk_counts,
-            samples=chunk_counts == left,
+            samples=reaches & ~pools,
+            pools=pools,
+            completes=reaches & pools,
         )
 
     def _check_reach(self, rows: Ints, places: Ints, starts: Ints, chunk_counts: Ints, left: Ints) -> None:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.dispatch import Kernels
-from headrace.shard.attention import ForwardBatch
+from headrace.shard.attention import ForwardBatch, ForwardResult
 from headrace.shard.input_batch import FlatTokens
 from headrace.shard.models.registry import Model
 
@@ -19,13 +19,20 @@ class ModelRunner:
         self._block_size = block_size
         self._device = device
 
-    def prepare(self, flat: FlatTokens, block_tables: NDArray[np.int32], samples: NDArray[np.bool_]) -> ForwardBatch:
+    def prepare(
+        self,
+        flat: FlatTokens,
+        block_tables: NDArray[np.int32],
+        samples: NDArray[np.bool_],
+        hidden_indices: NDArray[np.int64] | None = None,
+    ) -> ForwardBatch:
         """Returns the tensors of a step.
 
         Args:
             flat: Its tokens.
             block_tables: [computing, block]
             samples: [computing] whether a row's last token is followed by a draw.
+            hidden_indices: Tokens whose hidden states are wanted; None for none.
         """
         attention = self._kernels.prepare_attention(
             self._tensor(block_tables),
@@ -33,11 +40,16 @@ class ModelRunner:
             self._tensor(flat.context_lengths.astype(np.int32)),
             block_size=self._block_size,
         )
+        output_indices = flat.query_starts[1:][samples] - 1
+        sampling_count = len(output_indices)
+        if hidden_indices is not None:
+            output_indices = np.concatenate((output_indices, hidden_indices))
         return ForwardBatch(
             token_ids=self._tensor(flat.token_ids),
             positions=self._tensor(flat.positions),
             slot_ids=self._tensor(flat.slot_ids),
-            sampling_indices=self._tensor(flat.query_starts[1:][samples] - 1),
+            output_indices=self._tensor(output_indices),
+            sampling_count=sampling_count,
             attention=attention,
         )
 
@@ -54,8 +66,8 @@ class ModelRunner:
         self.run(self.prepare(flat, np.zeros((1, 1), dtype=np.int32), one.astype(np.bool_)))
 
     @torch.inference_mode()
-    def run(self, batch: ForwardBatch) -> torch.Tensor:
-        """Returns logits, [sampling, vocabulary], one row for each row that samples."""
+    def run(self, batch: ForwardBatch) -> ForwardResult:
+        """Returns logits for each row that samples, and the hidden states that are wanted beside them."""
         return self._model.forward(batch)
 
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:

@@ -4,6 +4,8 @@ from itertools import pairwise
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
+from headrace.contract.pooling import Pooling, PoolingOptions
+from headrace.contract.sampling import LogprobOptions
 from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.shard.capabilities import check_supported
 
@@ -54,7 +56,26 @@ def check_admitted(sequence: AdmittedSequence, description: EngineDescription) -
     banned = sequence.sampling.banned_text
     if banned is not None:
         _check_range(f"{where} banned_text", banned.token_ids + banned.end_token_ids, description.vocabulary_size)
+    if sequence.pooling is not None:
+        _check_pooling(where, sequence, sequence.pooling, description)
     check_supported(sequence, description.supported_fields)
+
+
+def _check_pooling(
+    where: str, sequence: AdmittedSequence, pooling: PoolingOptions, description: EngineDescription
+) -> None:
+    if description.hidden_size == 0:
+        raise PlanRejected(f"{where} this engine cannot pool hidden states")
+    if not 0 <= pooling.dimension_count <= description.hidden_size:
+        raise PlanRejected(
+            f"{where} dimension_count {pooling.dimension_count} is not in [0, {description.hidden_size}]"
+        )
+    if pooling.pooling is Pooling.MEAN and sequence.computed_token_count > 0:
+        raise PlanRejected(f"{where} the mean needs every hidden state, and {sequence.computed_token_count} are gone")
+    if sequence.prompt_token_count < len(sequence.token_ids):
+        raise PlanRejected(f"{where} a sequence that is pooled generates nothing")
+    if sequence.logprobs != LogprobOptions() or sequence.constraint is not None:
+        raise PlanRejected(f"{where} a sequence that is pooled has neither log-probabilities nor a constraint")
 
 
 def _check_lengths(name: str, length: int, other_name: str, other_length: int) -> None:

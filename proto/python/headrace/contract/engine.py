@@ -34,6 +34,8 @@ class EngineDescription:
     """Most rows in a step; 0 sets no limit."""
     token_limit: int = 0
     """Most tokens in a step; 0 sets no limit."""
+    hidden_size: int = 0
+    """Numbers in a hidden state; 0 if the engine cannot pool hidden states."""
 
 
 class StepEngine(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from headrace.contract.pooling import PoolingOptions
 from headrace.contract.sampling import (
     LogprobOptions,
     RowStopRules,
@@ -169,6 +170,8 @@ class ValidRequest:
     priority: int = 0
     cache_salt: str = ""
     deadline_s: float | None = None
+    pooling: PoolingOptions | None = None
+    """Asks for a vector made of the prompt's hidden states, and for no token."""
 
     @property
     def prompt_token_count(self) -> int:

@@ -12,6 +12,9 @@ sampled token is known to the shard at once: so the router may send the next
 plan before it has seen that token. A row that ended by itself computes nothing
 until it is released.
 
+A row with pooling never samples. It ends when its chunk reaches the last token,
+with a vector made of its hidden states.
+
 Everything that grows with the batch is a column of integers, not an object per row.
 """
 
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from headrace.contract.generation import Constraint
+from headrace.contract.pooling import PoolingOptions
 from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams
 
 
@@ -39,6 +43,8 @@ class AdmittedSequence:
     logprobs: LogprobOptions = field(default_factory=LogprobOptions)
     constraint: Constraint | None = None
     adapter: str = ""
+    pooling: PoolingOptions | None = None
+    """Pools the hidden states of the prompt in place of drawing tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,8 @@ class RowEnd(IntEnum):
     END_OF_SEQUENCE = 1
     STOP_TOKEN = 2
     TOKEN_LIMIT = 3
+    POOLED = 4
+    """Every token of its prompt is computed, and its vector is in the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,15 @@ class RowLogprobs:
     top_logprobs: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RowVector:
+    """The pooled hidden states of one row."""
+
+    row: int
+    values: bytes
+    """float32, little-endian."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimings:
     """Where a step's time went, in seconds."""
@@ -121,4 +138,6 @@ class StepResult:
     """Why; as long as `ended_rows`."""
     errors: tuple[RowError, ...] = ()
     logprobs: tuple[RowLogprobs, ...] = ()
+    vectors: tuple[RowVector, ...] = ()
+    """Of the rows that ended with POOLED, ascending."""
     timings: StepTimings = field(default_factory=StepTimings)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
-from headrace.contract.step import RowError, RowLogprobs, StepPlan, StepResult, StepTimings
+from headrace.contract.step import RowError, RowLogprobs, RowVector, StepPlan, StepResult, StepTimings
 from headrace.shard.capabilities import FAKE_FIELDS
-from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share
+from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share, hidden_state
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
 from headrace.shard.options import OptionValue, parse_options
+from headrace.shard.pooler import Pooler
 
 POISON_EXIT_STATUS = 86
 """Exit status of a process that a poisonous token ended."""
@@ -41,6 +42,7 @@ class FakeOptions:
     """How long each step pretends to take,"""
     token_time_s: float = 0.0
     """and how much longer for each token in it."""
+    hidden_size: int = 16
     first_drawn_token_id: int = 32
     end_of_sequence_token_id: int = 2
     end_of_sequence_one_in: int = 0
@@ -97,6 +99,7 @@ class FakeEngine:
         self._model = options.model
         self._description = _describe(options)
         self._batch = InputBatch(self._description)
+        self._pooler = Pooler()
         # What a block holds before it was ever computed is no token.
         self._blocks = np.full(options.block_count * options.block_size, -1, dtype=np.int64)
         self._powers = _powers(options.context_token_count)
@@ -123,6 +126,7 @@ class FakeEngine:
         failed = np.isin(step.rows, [error.row for error in errors])
         token_ids = self._draw(step, flat)
         logprobs = self._logprobs(step, failed, token_ids)
+        vectors = self._pool(step, flat, failed) if step.pools.any() else ()
         outcomes = self._batch.record(step, token_ids, failed)
         return StepResult(
             step_id=plan.step_id,
@@ -137,6 +141,7 @@ class FakeEngine:
                 forward_s=computed_s - prepared_s,
                 sample_s=self._clock.now() - computed_s,
             ),
+            vectors=vectors,
         )
 
     def _compute(self, flat: FlatTokens) -> None:
@@ -173,13 +178,30 @@ class FakeEngine:
         ]
         return np.array(drawn, dtype=np.int64)
 
+    def _pool(self, step: StepRows, flat: FlatTokens, failed: NDArray[np.bool_]) -> tuple[RowVector, ...]:
+        columns, size = self._batch.columns, self._options.hidden_size
+        wanted = self._pooler.select(step, flat, columns)
+        indices = np.split(wanted.indices, wanted.counts.cumsum()[:-1])
+        contexts = flat.context_lengths[step.pools].tolist()
+        sums = []
+        for place, context, row_indices in zip(step.places[step.pools].tolist(), contexts, indices, strict=True):
+            digests = self._read_digests(place, context)[flat.positions[row_indices]]
+            sums.append(np.array([hidden_state(digest, size) for digest in digests.tolist()]).sum(axis=0))
+        pooled = self._pooler.pool(step, columns, np.array(sums))
+        failed_rows = set(step.rows[failed].tolist())
+        return tuple(vector for vector in pooled.vectors if vector.row not in failed_rows)
+
     def _read_digest(self, place: int, context: int) -> int:
         """Returns the hash of a row's tokens, as the blocks hold them."""
+        return int(self._read_digests(place, context)[-1])
+
+    def _read_digests(self, place: int, context: int) -> NDArray[np.uint64]:
+        """Returns [position] the hash of a row's tokens up to each, as the blocks hold them."""
         block_size = self._options.block_size
         positions = np.arange(context)
         blocks = self._batch.columns.block_tables[place, positions // block_size].astype(np.int64)
         token_ids = self._blocks[blocks * block_size + positions % block_size]
-        return int(((token_ids + 1).astype(np.uint64) * self._powers[:context]).sum(dtype=np.uint64))
+        return ((token_ids + 1).astype(np.uint64) * self._powers[:context]).cumsum(dtype=np.uint64)
 
     def _logprobs(
         self, step: StepRows, failed: NDArray[np.bool_], token_ids: NDArray[np.int64]
@@ -221,6 +243,7 @@ def _describe(options: FakeOptions) -> EngineDescription:
         end_of_sequence_token_ids=(options.end_of_sequence_token_id,),
         row_limit=options.row_limit,
         token_limit=options.token_limit,
+        hidden_size=options.hidden_size,
     )
 
 

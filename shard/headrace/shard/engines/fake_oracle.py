@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import RowStopRules, SamplingParams
 from headrace.contract.step import RowEnd
+from headrace.shard.pooler import make_vector
 
 _WORD = (1 << 64) - 1
 MULTIPLIER = 0x5851F42D4C957F2D
@@ -59,6 +63,22 @@ def drawn_share(token_id: int) -> float:
 def digest_tokens(token_ids: Sequence[int]) -> int:
     """Returns a hash of tokens and their order: the sum of (id + 1) * MULTIPLIER**index, modulo 2**64."""
     return sum((token_id + 1) * pow(MULTIPLIER, index, 1 << 64) for index, token_id in enumerate(token_ids)) & _WORD
+
+
+def hidden_state(digest: int, size: int) -> list[float]:
+    """Returns the hidden state of a token, from the `digest_tokens` of all tokens up to it.
+
+    Its numbers are whole multiples of 2**-19 in [-1, 1), so that sums of them are
+    exact in any order.
+    """
+    return [(mix(digest + dimension) >> 44) / 2**19 - 1 for dimension in range(size)]
+
+
+def expected_vector(prompt: Sequence[int], options: PoolingOptions, *, hidden_size: int) -> bytes:
+    """Returns the vector that a fake engine makes of a prompt."""
+    firsts = range(1, len(prompt) + 1) if options.pooling is Pooling.MEAN else (len(prompt),)
+    states = [hidden_state(digest_tokens(prompt[:end]), hidden_size) for end in firsts]
+    return make_vector(np.array(states).mean(axis=0), options)
 
 
 def expected_tokens(

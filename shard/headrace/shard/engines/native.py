@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.step import StepPlan, StepResult, StepTimings
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
-from headrace.shard.input_batch import InputBatch
+from headrace.shard.input_batch import InputBatch, StepRows
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.options import OptionValue, parse_options
+from headrace.shard.pooler import Pooled, PooledTokens, Pooler
 from headrace.shard.sampler import Sampler
 
 
@@ -50,6 +53,7 @@ class NativeEngine:
         self._sampler = sampler
         self._clock = clock or MonotonicClock()
         self._batch = InputBatch(description)
+        self._pooler = Pooler()
 
     @property
     def description(self) -> EngineDescription:
@@ -67,23 +71,34 @@ class NativeEngine:
         step = batch.apply(plan)
         if len(step.rows) == 0:
             return StepResult(step_id=plan.step_id, token_counts=(0,) * step.row_count, token_ids=())
-        inputs = self._runner.prepare(batch.flatten(step), batch.block_tables(step), step.samples)
+        flat = batch.flatten(step)
+        wanted = self._pooler.select(step, flat, batch.columns) if step.pools.any() else None
+        hidden_indices = None if wanted is None else wanted.indices
+        inputs = self._runner.prepare(flat, batch.block_tables(step), step.samples, hidden_indices)
         prepared_s = self._clock.now()
-        logits = self._runner.run(inputs)
+        computed = self._runner.run(inputs)
         computed_s = self._clock.now()
-        draw = self._sampler.draw(logits, batch, step)
-        outcomes = batch.record(step, draw.token_ids, draw.failed)
+        draw = self._sampler.draw(computed.logits, batch, step)
+        pooled = None if wanted is None else self._pool(step, computed.hidden, wanted)
+        failed = draw.failed if pooled is None else draw.failed | pooled.failed
+        outcomes = batch.record(step, draw.token_ids, failed)
         return StepResult(
             step_id=plan.step_id,
             token_counts=outcomes.token_counts,
             token_ids=outcomes.token_ids,
             ended_rows=outcomes.ended_rows,
             row_ends=outcomes.row_ends,
-            errors=draw.errors,
+            errors=draw.errors if pooled is None else draw.errors + pooled.errors,
             logprobs=draw.logprobs,
+            vectors=() if pooled is None else pooled.vectors,
             timings=StepTimings(
                 prepare_s=prepared_s - began_s,
                 forward_s=computed_s - prepared_s,
                 sample_s=self._clock.now() - computed_s,
             ),
         )
+
+    def _pool(self, step: StepRows, hidden: torch.Tensor, wanted: PooledTokens) -> Pooled:
+        parts = hidden.split(wanted.counts.tolist())
+        sums = torch.stack([part.sum(0, dtype=torch.float64) for part in parts])
+        return self._pooler.pool(step, self._batch.columns, sums.cpu().numpy())

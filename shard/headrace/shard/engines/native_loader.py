@@ -113,6 +113,7 @@ class NativeLoader:
             end_of_sequence_token_ids=self._config.end_of_sequence_token_ids,
             row_limit=self._options.row_limit,
             token_limit=self._options.token_limit,
+            hidden_size=self._config.hidden_size,
         )
 
 

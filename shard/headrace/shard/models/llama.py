@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from headrace.kernels.dispatch import Kernels
 from headrace.kernels.linear import PackedLinear
-from headrace.shard.attention import ForwardBatch, PagedAttention
+from headrace.shard.attention import ForwardBatch, ForwardResult, PagedAttention
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.weights import WeightReader
 
@@ -60,12 +60,8 @@ class LlamaModel:
         self._attentions = attentions
         self._kernels = kernels
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Computes a step: fills the KV cache and returns logits where a token is to be drawn.
-
-        Returns:
-            [sampling, vocabulary], in the model's dtype.
-        """
+    def forward(self, batch: ForwardBatch) -> ForwardResult:
+        """Computes a step: fills the KV cache and returns logits and hidden states where they are wanted."""
         kernels, layers, epsilon = self._kernels, self._weights.layers, self._config.norm_epsilon
         residual = functional.embedding(batch.token_ids, self._weights.embedding)
         normed = kernels.rms_norm(residual, layers[0].input_norm, epsilon)
@@ -74,12 +70,13 @@ class LlamaModel:
             attended = self._attend(layer, attention, normed, batch)
             if layer is layers[-1]:
                 # Nothing reads the other tokens any more.
-                attended, residual = attended[batch.sampling_indices], residual[batch.sampling_indices]
+                attended, residual = attended[batch.output_indices], residual[batch.output_indices]
             x = layer.attention_output(attended)
             normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
             x = layer.down(layer.gated(normed))
             normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
-        return self._weights.head(normed)
+        count = batch.sampling_count
+        return ForwardResult(logits=self._weights.head(normed[:count]), hidden=normed[count:])
 
     def _attend(
         self, layer: LlamaLayer, attention: PagedAttention, normed: torch.Tensor, batch: ForwardBatch

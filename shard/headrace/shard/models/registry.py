@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels
-from headrace.shard.attention import ForwardBatch, PagedAttention
+from headrace.shard.attention import ForwardBatch, ForwardResult, PagedAttention
 from headrace.shard.gguf_weights import GgufSource
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.llama import LlamaModel, load_llama_weights
@@ -18,8 +16,8 @@ from headrace.shard.weights import SafetensorsSource, WeightReader, WeightSource
 class Model(Protocol):
     """A decoder that can take a step."""
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Computes a step: fills the KV cache and returns logits, [sampling, vocabulary]."""
+    def forward(self, batch: ForwardBatch) -> ForwardResult:
+        """Computes a step: fills the KV cache and returns logits and hidden states where they are wanted."""
         ...
 
 

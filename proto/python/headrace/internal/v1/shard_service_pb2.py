@@ -24,47 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/internal/v1/shard_service.proto\x12\x14headrace.internal.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc3\x01\n\x10\x44\x65scribeResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .headrace.internal.v1.ShardState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x37\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\'.headrace.internal.v1.EngineDescription\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x12\n\nrank_count\x18\x06 \x01(\x05\"\xab\x02\n\x11\x45ngineDescription\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0bweight_type\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x63ontext_token_count\x18\x05 \x01(\x05\x12\x12\n\nblock_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\x05\x12\x17\n\x0fsteps_in_flight\x18\x08 \x01(\x05\x12\x18\n\x10supported_fields\x18\t \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\n \x03(\r\x12\x11\n\trow_limit\x18\x0b \x01(\x05\x12\x13\n\x0btoken_limit\x18\x0c \x01(\x05\"\xf7\x01\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x1d\n\x15released_sequence_ids\x18\x02 \x03(\x03\x12\x38\n\x08\x61\x64mitted\x18\x03 \x03(\x0b\x32&.headrace.internal.v1.AdmittedSequence\x12\x12\n\nblock_rows\x18\x04 \x03(\x05\x12\x14\n\x0c\x62lock_counts\x18\x05 \x03(\x05\x12\x11\n\tblock_ids\x18\x06 \x03(\x05\x12\x12\n\nchunk_rows\x18\x07 \x03(\x05\x12\x1a\n\x12\x63hunk_token_counts\x18\x08 \x03(\x05\x12\x11\n\theld_rows\x18\t \x03(\x05\"\x81\x03\n\x10\x41\x64mittedSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1c\n\x14\x63omputed_token_count\x18\x04 \x01(\x05\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x36\n\x08sampling\x18\x06 \x01(\x0b\x32$.headrace.internal.v1.SamplingParams\x12\x31\n\x08stopping\x18\x07 \x01(\x0b\x32\x1f.headrace.internal.v1.StopRules\x12\x36\n\x08logprobs\x18\x08 \x01(\x0b\x32$.headrace.internal.v1.LogprobOptions\x12\x34\n\nconstraint\x18\t \x01(\x0b\x32 .headrace.internal.v1.Constraint\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x0e\n\x06images\x18\x0b \x03(\x0c\"\xb5\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\ttypical_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x16\n\x0e\x62ias_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x62iases\x18\x0b \x03(\x02\x12\"\n\x1alength_penalty_start_index\x18\x0c \x01(\x05\x12#\n\x1blength_penalty_decay_factor\x18\r \x01(\x02\x12\x35\n\x0b\x62\x61nned_text\x18\x0e \x01(\x0b\x32 .headrace.internal.v1.BannedText\x12\x15\n\rwatermark_key\x18\x0f \x01(\x04\x12\x17\n\x0fwatermark_gamma\x18\x10 \x01(\x02\x12\x17\n\x0fwatermark_delta\x18\x11 \x01(\x02\"\xf0\x01\n\nBannedText\x12\x13\n\x0bstate_count\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11neutral_token_ids\x18\x03 \x03(\r\x12\x17\n\x0fstart_token_ids\x18\x04 \x03(\r\x12\x14\n\x0cstart_states\x18\x05 \x03(\x05\x12\x13\n\x0bmove_states\x18\x06 \x03(\x05\x12\x16\n\x0emove_token_ids\x18\x07 \x03(\r\x12\x18\n\x10move_next_states\x18\x08 \x03(\x05\x12\x12\n\nend_states\x18\t \x03(\x05\x12\x15\n\rend_token_ids\x18\n \x03(\r\"x\n\tStopRules\x12\x13\n\x0btoken_limit\x18\x01 \x01(\x05\x12\x1b\n\x13min_new_token_count\x18\x02 \x01(\x05\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x03 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\"W\n\x0eLogprobOptions\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x11\n\ttop_count\x18\x02 \x01(\x05\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x12\x11\n\tprocessed\x18\x04 \x01(\x08\"N\n\nConstraint\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.headrace.internal.v1.ConstraintKind\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa5\x02\n\x0cStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nended_rows\x18\x04 \x03(\x05\x12.\n\x08row_ends\x18\x05 \x03(\x0e\x32\x1c.headrace.internal.v1.RowEnd\x12.\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1e.headrace.internal.v1.RowError\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.headrace.internal.v1.RowLogprobs\x12\x32\n\x07timings\x18\x08 \x01(\x0b\x32!.headrace.internal.v1.StepTimings\"7\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"x\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\x05\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"W\n\x0bStepTimings\x12\x10\n\x08queued_s\x18\x01 \x01(\x02\x12\x11\n\tprepare_s\x18\x02 \x01(\x02\x12\x11\n\tforward_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SHARD_STATE_STARTING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x16\n\x12SHARD_STATE_FAILED\x10\x03*\xdf\x01\n\x0e\x43onstraintKind\x12\x1f\n\x1b\x43ONSTRAINT_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_OBJECT\x10\x01\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_SCHEMA\x10\x02\x12\x19\n\x15\x43ONSTRAINT_KIND_REGEX\x10\x03\x12\x1b\n\x17\x43ONSTRAINT_KIND_CHOICES\x10\x04\x12\x18\n\x14\x43ONSTRAINT_KIND_LARK\x10\x05\x12\x18\n\x14\x43ONSTRAINT_KIND_EBNF\x10\x06*o\n\x06RowEnd\x12\x17\n\x13ROW_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROW_END_END_OF_SEQUENCE\x10\x01\x12\x16\n\x12ROW_END_STOP_TOKEN\x10\x02\x12\x17\n\x13ROW_END_TOKEN_LIMIT\x10\x03\x32\xbc\x01\n\x0cShardService\x12Y\n\x08\x44\x65scribe\x12%.headrace.internal.v1.DescribeRequest\x1a&.headrace.internal.v1.DescribeResponse\x12Q\n\x04Step\x12!.headrace.internal.v1.StepRequest\x1a\".headrace.internal.v1.StepResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/internal/v1/shard_service.proto\x12\x14headrace.internal.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc3\x01\n\x10\x44\x65scribeResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .headrace.internal.v1.ShardState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x37\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\'.headrace.internal.v1.EngineDescription\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x12\n\nrank_count\x18\x06 \x01(\x05\"\xc0\x02\n\x11\x45ngineDescription\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0bweight_type\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x63ontext_token_count\x18\x05 \x01(\x05\x12\x12\n\nblock_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\x05\x12\x17\n\x0fsteps_in_flight\x18\x08 \x01(\x05\x12\x18\n\x10supported_fields\x18\t \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\n \x03(\r\x12\x11\n\trow_limit\x18\x0b \x01(\x05\x12\x13\n\x0btoken_limit\x18\x0c \x01(\x05\x12\x13\n\x0bhidden_size\x18\r \x01(\x05\"\xf7\x01\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x1d\n\x15released_sequence_ids\x18\x02 \x03(\x03\x12\x38\n\x08\x61\x64mitted\x18\x03 \x03(\x0b\x32&.headrace.internal.v1.AdmittedSequence\x12\x12\n\nblock_rows\x18\x04 \x03(\x05\x12\x14\n\x0c\x62lock_counts\x18\x05 \x03(\x05\x12\x11\n\tblock_ids\x18\x06 \x03(\x05\x12\x12\n\nchunk_rows\x18\x07 \x03(\x05\x12\x1a\n\x12\x63hunk_token_counts\x18\x08 \x03(\x05\x12\x11\n\theld_rows\x18\t \x03(\x05\"\xb8\x03\n\x10\x41\x64mittedSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1c\n\x14\x63omputed_token_count\x18\x04 \x01(\x05\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x36\n\x08sampling\x18\x06 \x01(\x0b\x32$.headrace.internal.v1.SamplingParams\x12\x31\n\x08stopping\x18\x07 \x01(\x0b\x32\x1f.headrace.internal.v1.StopRules\x12\x36\n\x08logprobs\x18\x08 \x01(\x0b\x32$.headrace.internal.v1.LogprobOptions\x12\x34\n\nconstraint\x18\t \x01(\x0b\x32 .headrace.internal.v1.Constraint\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x0e\n\x06images\x18\x0b \x03(\x0c\x12\x35\n\x07pooling\x18\x0c \x01(\x0b\x32$.headrace.internal.v1.PoolingOptions\"l\n\x0ePoolingOptions\x12.\n\x07pooling\x18\x01 \x01(\x0e\x32\x1d.headrace.internal.v1.Pooling\x12\x11\n\tnormalize\x18\x02 \x01(\x08\x12\x17\n\x0f\x64imension_count\x18\x03 \x01(\x05\"\xb5\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\ttypical_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x16\n\x0e\x62ias_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x62iases\x18\x0b \x03(\x02\x12\"\n\x1alength_penalty_start_index\x18\x0c \x01(\x05\x12#\n\x1blength_penalty_decay_factor\x18\r \x01(\x02\x12\x35\n\x0b\x62\x61nned_text\x18\x0e \x01(\x0b\x32 .headrace.internal.v1.BannedText\x12\x15\n\rwatermark_key\x18\x0f \x01(\x04\x12\x17\n\x0fwatermark_gamma\x18\x10 \x01(\x02\x12\x17\n\x0fwatermark_delta\x18\x11 \x01(\x02\"\xf0\x01\n\nBannedText\x12\x13\n\x0bstate_count\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11neutral_token_ids\x18\x03 \x03(\r\x12\x17\n\x0fstart_token_ids\x18\x04 \x03(\r\x12\x14\n\x0cstart_states\x18\x05 \x03(\x05\x12\x13\n\x0bmove_states\x18\x06 \x03(\x05\x12\x16\n\x0emove_token_ids\x18\x07 \x03(\r\x12\x18\n\x10move_next_states\x18\x08 \x03(\x05\x12\x12\n\nend_states\x18\t \x03(\x05\x12\x15\n\rend_token_ids\x18\n \x03(\r\"x\n\tStopRules\x12\x13\n\x0btoken_limit\x18\x01 \x01(\x05\x12\x1b\n\x13min_new_token_count\x18\x02 \x01(\x05\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x03 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\"W\n\x0eLogprobOptions\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x11\n\ttop_count\x18\x02 \x01(\x05\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x12\x11\n\tprocessed\x18\x04 \x01(\x08\"N\n\nConstraint\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.headrace.internal.v1.ConstraintKind\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd7\x02\n\x0cStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nended_rows\x18\x04 \x03(\x05\x12.\n\x08row_ends\x18\x05 \x03(\x0e\x32\x1c.headrace.internal.v1.RowEnd\x12.\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1e.headrace.internal.v1.RowError\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.headrace.internal.v1.RowLogprobs\x12\x32\n\x07timings\x18\x08 \x01(\x0b\x32!.headrace.internal.v1.StepTimings\x12\x30\n\x07vectors\x18\t \x03(\x0b\x32\x1f.headrace.internal.v1.RowVector\"(\n\tRowVector\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"7\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"x\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\x05\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"W\n\x0bStepTimings\x12\x10\n\x08queued_s\x18\x01 \x01(\x02\x12\x11\n\tprepare_s\x18\x02 \x01(\x02\x12\x11\n\tforward_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SHARD_STATE_STARTING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x16\n\x12SHARD_STATE_FAILED\x10\x03*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02*\xdf\x01\n\x0e\x43onstraintKind\x12\x1f\n\x1b\x43ONSTRAINT_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_OBJECT\x10\x01\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_SCHEMA\x10\x02\x12\x19\n\x15\x43ONSTRAINT_KIND_REGEX\x10\x03\x12\x1b\n\x17\x43ONSTRAINT_KIND_CHOICES\x10\x04\x12\x18\n\x14\x43ONSTRAINT_KIND_LARK\x10\x05\x12\x18\n\x14\x43ONSTRAINT_KIND_EBNF\x10\x06*\x83\x01\n\x06RowEnd\x12\x17\n\x13ROW_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROW_END_END_OF_SEQUENCE\x10\x01\x12\x16\n\x12ROW_END_STOP_TOKEN\x10\x02\x12\x17\n\x13ROW_END_TOKEN_LIMIT\x10\x03\x12\x12\n\x0eROW_END_POOLED\x10\x04\x32\xbc\x01\n\x0cShardService\x12Y\n\x08\x44\x65scribe\x12%.headrace.internal.v1.DescribeRequest\x1a&.headrace.internal.v1.DescribeResponse\x12Q\n\x04Step\x12!.headrace.internal.v1.StepRequest\x1a\".headrace.internal.v1.StepResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.internal.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDSTATE']._serialized_start=2761
-  _globals['_SHARDSTATE']._serialized_end=2877
-  _globals['_CONSTRAINTKIND']._serialized_start=2880
-  _globals['_CONSTRAINTKIND']._serialized_end=3103
-  _globals['_ROWEND']._serialized_start=3105
-  _globals['_ROWEND']._serialized_end=3216
+  _globals['_SHARDSTATE']._serialized_start=3039
+  _globals['_SHARDSTATE']._serialized_end=3155
+  _globals['_POOLING']._serialized_start=3157
+  _globals['_POOLING']._serialized_end=3227
+  _globals['_CONSTRAINTKIND']._serialized_start=3230
+  _globals['_CONSTRAINTKIND']._serialized_end=3453
+  _globals['_ROWEND']._serialized_start=3456
+  _globals['_ROWEND']._serialized_end=3587
   _globals['_DESCRIBEREQUEST']._serialized_start=66
   _globals['_DESCRIBEREQUEST']._serialized_end=83
   _globals['_DESCRIBERESPONSE']._serialized_start=86
   _globals['_DESCRIBERESPONSE']._serialized_end=281
   _globals['_ENGINEDESCRIPTION']._serialized_start=284
-  _globals['_ENGINEDESCRIPTION']._serialized_end=583
-  _globals['_STEPREQUEST']._serialized_start=586
-  _globals['_STEPREQUEST']._serialized_end=833
-  _globals['_ADMITTEDSEQUENCE']._serialized_start=836
-  _globals['_ADMITTEDSEQUENCE']._serialized_end=1221
-  _globals['_SAMPLINGPARAMS']._serialized_start=1224
-  _globals['_SAMPLINGPARAMS']._serialized_end=1661
-  _globals['_BANNEDTEXT']._serialized_start=1664
-  _globals['_BANNEDTEXT']._serialized_end=1904
-  _globals['_STOPRULES']._serialized_start=1906
-  _globals['_STOPRULES']._serialized_end=2026
-  _globals['_LOGPROBOPTIONS']._serialized_start=2028
-  _globals['_LOGPROBOPTIONS']._serialized_end=2115
-  _globals['_CONSTRAINT']._serialized_start=2117
-  _globals['_CONSTRAINT']._serialized_end=2195
-  _globals['_STEPRESPONSE']._serialized_start=2198
-  _globals['_STEPRESPONSE']._serialized_end=2491
-  _globals['_ROWERROR']._serialized_start=2493
-  _globals['_ROWERROR']._serialized_end=2548
-  _globals['_ROWLOGPROBS']._serialized_start=2550
-  _globals['_ROWLOGPROBS']._serialized_end=2670
-  _globals['_STEPTIMINGS']._serialized_start=2672
-  _globals['_STEPTIMINGS']._serialized_end=2759
-  _globals['_SHARDSERVICE']._serialized_start=3219
-  _globals['_SHARDSERVICE']._serialized_end=3407
+  _globals['_ENGINEDESCRIPTION']._serialized_end=604
+  _globals['_STEPREQUEST']._serialized_start=607
+  _globals['_STEPREQUEST']._serialized_end=854
+  _globals['_ADMITTEDSEQUENCE']._serialized_start=857
+  _globals['_ADMITTEDSEQUENCE']._serialized_end=1297
+  _globals['_POOLINGOPTIONS']._serialized_start=1299
+  _globals['_POOLINGOPTIONS']._serialized_end=1407
+  _globals['_SAMPLINGPARAMS']._serialized_start=1410
+  _globals['_SAMPLINGPARAMS']._serialized_end=1847
+  _globals['_BANNEDTEXT']._serialized_start=1850
+  _globals['_BANNEDTEXT']._serialized_end=2090
+  _globals['_STOPRULES']._serialized_start=2092
+  _globals['_STOPRULES']._serialized_end=2212
+  _globals['_LOGPROBOPTIONS']._serialized_start=2214
+  _globals['_LOGPROBOPTIONS']._serialized_end=2301
+  _globals['_CONSTRAINT']._serialized_start=2303
+  _globals['_CONSTRAINT']._serialized_end=2381
+  _globals['_STEPRESPONSE']._serialized_start=2384
+  _globals['_STEPRESPONSE']._serialized_end=2727
+  _globals['_ROWVECTOR']._serialized_start=2729
+  _globals['_ROWVECTOR']._serialized_end=2769
+  _globals['_ROWERROR']._serialized_start=2771
+  _globals['_ROWERROR']._serialized_end=2826
+  _globals['_ROWLOGPROBS']._serialized_start=2828
+  _globals['_ROWLOGPROBS']._serialized_end=2948
+  _globals['_STEPTIMINGS']._serialized_start=2950
+  _globals['_STEPTIMINGS']._serialized_end=3037
+  _globals['_SHARDSERVICE']._serialized_start=3590
+  _globals['_SHARDSERVICE']._serialized_end=3778
 # @@protoc_insertion_point(module_scope)

@@ -47,6 +47,34 @@ SHARD_STATE_FAILED: ShardState.ValueType  # 3
 """Could not start; `detail` says why."""
 Global___ShardState: typing_extensions.TypeAlias = ShardState
 
+class _Pooling:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PoolingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """Never sent."""
+    POOLING_MEAN: _Pooling.ValueType  # 1
+    """Their mean. All tokens have to be computed: none may be in the KV blocks
+    when the sequence is admitted.
+    """
+    POOLING_LAST: _Pooling.ValueType  # 2
+    """That of the last token."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
+    """How many hidden states become one vector."""
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""Never sent."""
+POOLING_MEAN: Pooling.ValueType  # 1
+"""Their mean. All tokens have to be computed: none may be in the KV blocks
+when the sequence is admitted.
+"""
+POOLING_LAST: Pooling.ValueType  # 2
+"""That of the last token."""
+Global___Pooling: typing_extensions.TypeAlias = Pooling
+
 class _ConstraintKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -101,6 +129,8 @@ class _RowEndEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """A stop token."""
     ROW_END_TOKEN_LIMIT: _RowEnd.ValueType  # 3
     """The token limit."""
+    ROW_END_POOLED: _RowEnd.ValueType  # 4
+    """Its hidden states are pooled."""
 
 class RowEnd(_RowEnd, metaclass=_RowEndEnumTypeWrapper):
     """Why a row ended by itself."""
@@ -113,6 +143,8 @@ ROW_END_STOP_TOKEN: RowEnd.ValueType  # 2
 """A stop token."""
 ROW_END_TOKEN_LIMIT: RowEnd.ValueType  # 3
 """The token limit."""
+ROW_END_POOLED: RowEnd.ValueType  # 4
+"""Its hidden states are pooled."""
 Global___RowEnd: typing_extensions.TypeAlias = RowEnd
 
 @typing.final
@@ -186,6 +218,7 @@ class EngineDescription(google.protobuf.message.Message):
     END_OF_SEQUENCE_TOKEN_IDS_FIELD_NUMBER: builtins.int
     ROW_LIMIT_FIELD_NUMBER: builtins.int
     TOKEN_LIMIT_FIELD_NUMBER: builtins.int
+    HIDDEN_SIZE_FIELD_NUMBER: builtins.int
     engine: builtins.str
     """Engine, such as `native` or `fake`."""
     architecture: builtins.str
@@ -206,6 +239,8 @@ class EngineDescription(google.protobuf.message.Message):
     """Most rows in a step; 0 sets no limit."""
     token_limit: builtins.int
     """Most tokens in a step; 0 sets no limit."""
+    hidden_size: builtins.int
+    """Numbers in a hidden state; 0 if the engine cannot pool hidden states."""
     @property
     def supported_fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Fields of GenerateRequest that the engine understands, as paths."""
@@ -229,8 +264,9 @@ class EngineDescription(google.protobuf.message.Message):
         end_of_sequence_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         row_limit: builtins.int = ...,
         token_limit: builtins.int = ...,
+        hidden_size: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "block_count", b"block_count", "block_size", b"block_size", "context_token_count", b"context_token_count", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "row_limit", b"row_limit", "steps_in_flight", b"steps_in_flight", "supported_fields", b"supported_fields", "token_limit", b"token_limit", "vocabulary_size", b"vocabulary_size", "weight_type", b"weight_type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "block_count", b"block_count", "block_size", b"block_size", "context_token_count", b"context_token_count", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "row_limit", b"row_limit", "steps_in_flight", b"steps_in_flight", "supported_fields", b"supported_fields", "token_limit", b"token_limit", "vocabulary_size", b"vocabulary_size", "weight_type", b"weight_type"]) -> None: ...
 
 Global___EngineDescription: typing_extensions.TypeAlias = EngineDescription
 
@@ -325,6 +361,7 @@ class AdmittedSequence(google.protobuf.message.Message):
     CONSTRAINT_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
+    POOLING_FIELD_NUMBER: builtins.int
     sequence_id: builtins.int
     """Chosen by the router, unique among the rows."""
     prompt_token_count: builtins.int
@@ -363,6 +400,12 @@ class AdmittedSequence(google.protobuf.message.Message):
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Encoded images, in the order of their placeholder tokens."""
 
+    @property
+    def pooling(self) -> Global___PoolingOptions:
+        """Pools the hidden states of the prompt in place of drawing tokens: the row
+        ends by itself when its last token is computed.
+        """
+
     def __init__(
         self,
         *,
@@ -377,11 +420,38 @@ class AdmittedSequence(google.protobuf.message.Message):
         constraint: Global___Constraint | None = ...,
         adapter: builtins.str = ...,
         images: collections.abc.Iterable[builtins.bytes] | None = ...,
+        pooling: Global___PoolingOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["constraint", b"constraint", "logprobs", b"logprobs", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "constraint", b"constraint", "images", b"images", "logprobs", b"logprobs", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["constraint", b"constraint", "logprobs", b"logprobs", "pooling", b"pooling", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "constraint", b"constraint", "images", b"images", "logprobs", b"logprobs", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
 
 Global___AdmittedSequence: typing_extensions.TypeAlias = AdmittedSequence
+
+@typing.final
+class PoolingOptions(google.protobuf.message.Message):
+    """What to make of a prompt's hidden states, those after the model's last norm."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POOLING_FIELD_NUMBER: builtins.int
+    NORMALIZE_FIELD_NUMBER: builtins.int
+    DIMENSION_COUNT_FIELD_NUMBER: builtins.int
+    pooling: Global___Pooling.ValueType
+    """How many states become one vector."""
+    normalize: builtins.bool
+    """Whether the vector is scaled to length 1."""
+    dimension_count: builtins.int
+    """Keeps only so many of the first numbers, before scaling; 0 keeps all."""
+    def __init__(
+        self,
+        *,
+        pooling: Global___Pooling.ValueType = ...,
+        normalize: builtins.bool = ...,
+        dimension_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension_count", b"dimension_count", "normalize", b"normalize", "pooling", b"pooling"]) -> None: ...
+
+Global___PoolingOptions: typing_extensions.TypeAlias = PoolingOptions
 
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
@@ -651,6 +721,7 @@ class StepResponse(google.protobuf.message.Message):
     ERRORS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    VECTORS_FIELD_NUMBER: builtins.int
     step_id: builtins.int
     """Copied from the request."""
     @property
@@ -683,6 +754,10 @@ class StepResponse(google.protobuf.message.Message):
     def timings(self) -> Global___StepTimings:
         """Where the step's time went."""
 
+    @property
+    def vectors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RowVector]:
+        """The vectors of the rows that ended with `ROW_END_POOLED`, in row order."""
+
     def __init__(
         self,
         *,
@@ -694,11 +769,34 @@ class StepResponse(google.protobuf.message.Message):
         errors: collections.abc.Iterable[Global___RowError] | None = ...,
         logprobs: collections.abc.Iterable[Global___RowLogprobs] | None = ...,
         timings: Global___StepTimings | None = ...,
+        vectors: collections.abc.Iterable[Global___RowVector] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ended_rows", b"ended_rows", "errors", b"errors", "logprobs", b"logprobs", "row_ends", b"row_ends", "step_id", b"step_id", "timings", b"timings", "token_counts", b"token_counts", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ended_rows", b"ended_rows", "errors", b"errors", "logprobs", b"logprobs", "row_ends", b"row_ends", "step_id", b"step_id", "timings", b"timings", "token_counts", b"token_counts", "token_ids", b"token_ids", "vectors", b"vectors"]) -> None: ...
 
 Global___StepResponse: typing_extensions.TypeAlias = StepResponse
+
+@typing.final
+class RowVector(google.protobuf.message.Message):
+    """The pooled hidden states of one row."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    row: builtins.int
+    """The row."""
+    values: builtins.bytes
+    """Its numbers as float32, little-endian."""
+    def __init__(
+        self,
+        *,
+        row: builtins.int = ...,
+        values: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["row", b"row", "values", b"values"]) -> None: ...
+
+Global___RowVector: typing_extensions.TypeAlias = RowVector
 
 @typing.final
 class RowError(google.protobuf.message.Message):
