@@ -201,7 +201,7 @@ class FakeEngine:
         positions = np.arange(context)
         blocks = self._batch.columns.block_tables[place, positions // block_size].astype(np.int64)
         token_ids = self._blocks[blocks * block_size + positions % block_size]
-        return ((token_ids + 1).astype(np.uint64) * self._powers[:context]).cumsum(dtype=np.uint64)
+        return np.cumsum((token_ids + 1).astype(np.uint64) * self._powers[:context], dtype=np.uint64)
 
     def _logprobs(
         self, step: StepRows, failed: NDArray[np.bool_], token_ids: NDArray[np.int64]

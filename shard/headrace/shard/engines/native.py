@@ -99,6 +99,6 @@ class NativeEngine:
         )
 
     def _pool(self, step: StepRows, hidden: torch.Tensor, wanted: PooledTokens) -> Pooled:
-        parts = hidden.split(wanted.counts.tolist())
+        parts = torch.split(hidden, wanted.counts.tolist())
         sums = torch.stack([part.sum(0, dtype=torch.float64) for part in parts])
         return self._pooler.pool(step, self._batch.columns, sums.cpu().numpy())
