@@ -13,6 +13,7 @@ from headrace.contract.generation import (
     GenerationStarted,
     Timings,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from headrace.services.convert_event import event_to_proto, response_to_proto
@@ -79,6 +80,7 @@ deltas = st.lists(
         text=st.text(max_size=5),
         token_ids=st.lists(st.integers(0, 99), max_size=3).map(tuple),
         index=st.integers(0, 1),
+        reasoning=st.text(max_size=5),
     ),
     max_size=8,
 )
@@ -91,10 +93,32 @@ def test_a_whole_answer_is_the_sum_of_its_stream(stream: list[GenerationDelta]) 
     for completion in response.completions:
         of_this = [delta for delta in stream if delta.index == completion.index]
         assert completion.text == "".join(delta.text for delta in of_this)
+        assert completion.reasoning == "".join(delta.reasoning for delta in of_this)
         assert list(completion.token_ids) == [token_id for delta in of_this for token_id in delta.token_ids]
     assert [completion.index for completion in response.completions] == [0, 1]
     assert (response.request_id, response.seed) == ("r", 2**64 - 1)
     assert response.timings.queued.ToMilliseconds() == 250
+
+
+def test_a_tool_call_is_the_sum_of_its_pieces() -> None:
+    first = ToolCallDelta(index=0, id="c1", name="look", arguments_json='{"at":')
+    rest = ToolCallDelta(index=0, arguments_json=" 1}")
+    second = ToolCallDelta(index=1, id="c2", name="wait", arguments_json="{}")
+    stream = [
+        GenerationDelta(text="", token_ids=(1,), tool_calls=(first,)),
+        GenerationDelta(text="", token_ids=(2,), tool_calls=(rest, second)),
+    ]
+    end = CompletionEnd(reason=FinishReason.TOOL_CALL, generated_token_count=2, seed=0)
+    [completion] = response_to_proto([STARTED, *stream, finished(end)]).completions
+    assert [(call.id, call.name, call.arguments_json) for call in completion.tool_calls] == [
+        ("c1", "look", '{"at": 1}'),
+        ("c2", "wait", "{}"),
+    ]
+    pieces = event_to_proto(stream[1]).delta.tool_calls
+    assert [(piece.index, piece.id, piece.name, piece.arguments_json) for piece in pieces] == [
+        (0, "", "", " 1}"),
+        (1, "c2", "wait", "{}"),
+    ]
 
 
 @pytest.mark.parametrize("events", [[], [STARTED], [STARTED, STARTED], [finished(), finished()]])

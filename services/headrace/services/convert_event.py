@@ -12,9 +12,11 @@ from headrace.contract.generation import (
     GenerationStarted,
     Timings,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from headrace.services.duration import duration_to_proto
+from headrace.v1 import chat_pb2
 from headrace.v1 import generate_service_pb2 as pb
 
 _FINISH_REASONS = {
@@ -25,6 +27,7 @@ _FINISH_REASONS = {
     FinishReason.CONTEXT_LIMIT: pb.FINISH_REASON_CONTEXT_LIMIT,
     FinishReason.TIME_LIMIT: pb.FINISH_REASON_TIME_LIMIT,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.TOOL_CALL: pb.FINISH_REASON_TOOL_CALL,
 }
 
 
@@ -68,6 +71,8 @@ class _Parts:
     texts: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    reasonings: list[str] = field(default_factory=list[str])
+    tool_calls: list[ToolCallDelta] = field(default_factory=list[ToolCallDelta])
 
 
 def _completions(events: Iterable[GenerationEvent], finished: GenerationFinished) -> list[pb.Completion]:
@@ -78,6 +83,8 @@ def _completions(events: Iterable[GenerationEvent], finished: GenerationFinished
             part.texts.append(event.text)
             part.token_ids.extend(event.token_ids)
             part.logprobs.extend(event.logprobs)
+            part.reasonings.append(event.reasoning)
+            part.tool_calls.extend(event.tool_calls)
     return [
         pb.Completion(
             index=end.index,
@@ -85,9 +92,22 @@ def _completions(events: Iterable[GenerationEvent], finished: GenerationFinished
             token_ids=parts[end.index].token_ids,
             logprobs=_logprobs_to_proto(parts[end.index].logprobs),
             end=_end_to_proto(end),
+            reasoning="".join(parts[end.index].reasonings),
+            tool_calls=_tool_calls_to_proto(parts[end.index].tool_calls),
         )
         for end in finished.ends
     ]
+
+
+def _tool_calls_to_proto(pieces: Iterable[ToolCallDelta]) -> list[chat_pb2.ToolCall]:
+    """Puts the pieces of each call together."""
+    calls: dict[int, chat_pb2.ToolCall] = {}
+    for piece in pieces:
+        call = calls.setdefault(piece.index, chat_pb2.ToolCall())
+        call.id += piece.id
+        call.name += piece.name
+        call.arguments_json += piece.arguments_json
+    return list(calls.values())
 
 
 def _started_to_proto(event: GenerationStarted) -> pb.GenerationStarted:
@@ -107,6 +127,11 @@ def _delta_to_proto(event: GenerationDelta) -> pb.GenerationDelta:
         text=event.text,
         token_ids=event.token_ids,
         logprobs=_logprobs_to_proto(event.logprobs),
+        reasoning=event.reasoning,
+        tool_calls=[
+            pb.ToolCallDelta(index=piece.index, id=piece.id, name=piece.name, arguments_json=piece.arguments_json)
+            for piece in event.tool_calls
+        ],
     )
 
 

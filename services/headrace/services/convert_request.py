@@ -202,6 +202,8 @@ def _chat_from_proto(message: chat_pb2.ChatPrompt) -> ChatPrompt:
         template_arguments=_object_from_struct(message.template_arguments),
         continue_final_message=message.continue_final_message,
         template=message.template if message.HasField("template") else None,
+        parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,
+        raw_output=message.raw_output,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.client import FinishReason, StreamBroken, Usage
+from headrace.client import FinishReason, Message, StreamBroken, ToolCall, Usage
 from headrace.client.progress import StreamProgress
 from headrace.v1 import generate_service_pb2 as pb
 
@@ -147,3 +147,36 @@ def test_what_has_not_come_yet_says_so() -> None:
         _ = progress.started
     with pytest.raises(RuntimeError, match="has not finished"):
         _ = progress.finished
+
+
+def test_reasoning_and_tool_calls_are_put_together_from_their_pieces() -> None:
+    progress = Progress()
+    pieces = [
+        pb.GenerationDelta(reasoning="Let me "),
+        pb.GenerationDelta(reasoning="see.", text="I will look. "),
+        pb.GenerationDelta(tool_calls=[pb.ToolCallDelta(index=0, id="c1", name="look", arguments_json='{"at":')]),
+        pb.GenerationDelta(
+            tool_calls=[
+                pb.ToolCallDelta(index=0, arguments_json=' "x"}'),
+                pb.ToolCallDelta(index=1, id="c2", name="wait", arguments_json="{}"),
+            ]
+        ),
+    ]
+    for response in (STARTED, *(pb.GenerateStreamResponse(delta=piece) for piece in pieces), finished()):
+        progress.take(response)
+    calls = (
+        ToolCall(id="c1", name="look", arguments_json='{"at": "x"}'),
+        ToolCall(id="c2", name="wait", arguments_json="{}"),
+    )
+    assert (progress.reasoning, progress.text, progress.tool_calls) == ("Let me see.", "I will look. ", calls)
+    answer = progress._generation()
+    assert (answer.reasoning, answer.text, answer.tool_calls) == ("Let me see.", "I will look. ", calls)
+    assert answer.message == Message("assistant", "I will look. ", tool_calls=calls, reasoning="Let me see.")
+    assert calls[0].arguments == {"at": "x"}
+    assert calls[0].result("a cat") == Message("tool", "a cat", name="look", tool_call_id="c1")
+
+
+@pytest.mark.parametrize("arguments_json", ["[]", "1", "{", ""])
+def test_arguments_that_are_no_object_are_no_arguments(arguments_json: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # json words it, not we
+        _ = ToolCall(id="c", name="f", arguments_json=arguments_json).arguments

@@ -68,6 +68,7 @@ from headrace.client.results import (
     Timings,
     Tokenization,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from headrace.client.service_config import ROUND_ROBIN_SERVICE_CONFIG_JSON, SERVICE_CONFIG_JSON
@@ -178,6 +179,7 @@ __all__ = [
     "TokenizeOptions",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "ToolChoice",
     "ToolLike",
     "Unauthenticated",

@@ -1,9 +1,10 @@
 """Conversations: typed, or as the plain mappings that OpenAI's API takes."""
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from headrace.contract.errors import InvalidRequest
 
@@ -31,7 +32,23 @@ class ToolCall:
     name: str
     """Name of the tool."""
     arguments_json: str
-    """The arguments as JSON text."""
+    """The arguments as the text of a JSON object."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name. Whether they fit the tool's schema is not checked.
+
+        Raises:
+            ValueError: `arguments_json` is no JSON object. The server never sends such a call.
+        """
+        arguments = json.loads(self.arguments_json)
+        if not isinstance(arguments, dict):
+            raise ValueError(f"the arguments of {self.name} are no JSON object: {self.arguments_json[:200]}")
+        return arguments
+
+    def result(self, content: str) -> "Message":
+        """Returns the message that answers this call."""
+        return Message("tool", content, name=self.name, tool_call_id=self.id)
 
 
 @dataclass(frozen=True, slots=True)

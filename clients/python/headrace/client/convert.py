@@ -7,6 +7,7 @@ from typing import TypeVar
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 
+from headrace.client.chat import ToolCall
 from headrace.client.operations import (
     Adapter,
     ComponentHealth,
@@ -35,6 +36,7 @@ from headrace.client.results import (
     Timings,
     Tokenization,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from headrace.contract.sampling import LengthPenalty, SamplingOptions
@@ -58,6 +60,11 @@ def generation_from_proto(response: generate_pb.GenerateResponse) -> Generation:
                 token_ids=tuple(completion.token_ids),
                 logprobs=_logprobs(completion.logprobs),
                 end=_end(completion.end),
+                reasoning=completion.reasoning,
+                tool_calls=tuple(
+                    ToolCall(id=call.id, name=call.name, arguments_json=call.arguments_json)
+                    for call in completion.tool_calls
+                ),
             )
             for completion in response.completions
         ),
@@ -87,6 +94,11 @@ def delta_from_proto(delta: generate_pb.GenerationDelta) -> Delta:
         text=delta.text,
         token_ids=tuple(delta.token_ids),
         logprobs=_logprobs(delta.logprobs),
+        reasoning=delta.reasoning,
+        tool_calls=tuple(
+            ToolCallDelta(index=piece.index, id=piece.id, name=piece.name, arguments_json=piece.arguments_json)
+            for piece in delta.tool_calls
+        ),
     )
 
 
@@ -133,6 +145,8 @@ def model_from_proto(model: router_pb.Model) -> Model:
         supported_fields=tuple(model.supported_fields),
         end_of_sequence_token_ids=tuple(model.end_of_sequence_token_ids),
         has_chat_template=model.has_chat_template,
+        tool_format=model.tool_format,
+        reasoning_format=model.reasoning_format,
     )
 
 

@@ -51,6 +51,10 @@ class Model:
     refused with `FeatureUnsupported`."""
     end_of_sequence_token_ids: tuple[int, ...]
     has_chat_template: bool
+    tool_format: str = ""
+    """How it writes tool calls: `hermes`, `llama3` or `mistral`. Empty if its calls stay in the text."""
+    reasoning_format: str = ""
+    """How it marks its reasoning: `think` or `mistral`. Empty if its reasoning is not told apart."""
 
 
 class ReplicaState(StrEnum):

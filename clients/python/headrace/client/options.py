@@ -117,6 +117,10 @@ class TemplateOptions(TypedDict, total=False):
     """Further variables of the template, such as `{"enable_thinking": False}`. JSON values."""
     continue_final_message: bool | None
     """Continues the last message, which must be the assistant's, in place of answering it."""
+    parallel_tool_calls: bool | None
+    """Whether one completion may make several tool calls; True by default. With False it ends after the first."""
+    raw_output: bool | None
+    """Leaves reasoning and tool calls in the text, as the model wrote them; False by default."""
     template: str | None
     """A Jinja template in place of the model's, where the server allows it."""
 

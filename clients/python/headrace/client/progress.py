@@ -2,9 +2,19 @@
 
 from typing import Protocol
 
+from headrace.client.chat import ToolCall
 from headrace.client.convert import delta_from_proto, finished_from_proto, started_from_proto
 from headrace.client.errors import StreamBroken
-from headrace.client.results import Completion, CompletionEnd, Delta, Finished, Generation, Started, TokenLogprob
+from headrace.client.results import (
+    Completion,
+    CompletionEnd,
+    Delta,
+    Finished,
+    Generation,
+    Started,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from headrace.v1 import generate_service_pb2 as generate_pb
 
 
@@ -74,6 +84,18 @@ class StreamProgress:
         """The text of the first completion, as far as it has come."""
         completion = self._completions.get(0)
         return "" if completion is None else completion.text
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning of the first completion, as far as it has come."""
+        completion = self._completions.get(0)
+        return "" if completion is None else completion.reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the first completion, as far as they have come."""
+        completion = self._completions.get(0)
+        return () if completion is None else completion.tool_calls
 
     @property
     def time_to_first_token_s(self) -> float | None:
@@ -155,21 +177,41 @@ class StreamProgress:
 class _OpenCompletion:
     """A completion that grows."""
 
-    __slots__ = ("_logprobs", "_texts", "_token_ids")
+    __slots__ = ("_logprobs", "_reasonings", "_texts", "_token_ids", "_tool_calls")
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._reasonings: list[str] = []
+        self._tool_calls: dict[int, list[ToolCallDelta]] = {}
 
     @property
     def text(self) -> str:
         return "".join(self._texts)
 
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasonings)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return tuple(
+            ToolCall(
+                id="".join(piece.id for piece in pieces),
+                name="".join(piece.name for piece in pieces),
+                arguments_json="".join(piece.arguments_json for piece in pieces),
+            )
+            for pieces in self._tool_calls.values()
+        )
+
     def append(self, delta: Delta) -> None:
         self._texts.append(delta.text)
         self._token_ids.extend(delta.token_ids)
         self._logprobs.extend(delta.logprobs)
+        self._reasonings.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            self._tool_calls.setdefault(piece.index, []).append(piece)
 
     def close(self, end: CompletionEnd) -> Completion:
         return Completion(
@@ -178,4 +220,6 @@ class _OpenCompletion:
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
             end=end,
+            reasoning=self.reasoning,
+            tool_calls=self.tool_calls,
         )

@@ -213,7 +213,8 @@ def _chat_prompt(messages: Sequence[MessageLike], options: TemplateOptions) -> c
     if choice is not None:
         prompt.tool_choice.CopyFrom(_tool_choice(choice))
     arguments = options.get("template_arguments")
-    plain = {"continue_final_message": options.get("continue_final_message"), "template": options.get("template")}
+    names = ("continue_final_message", "template", "parallel_tool_calls", "raw_output")
+    plain = {name: options.get(name) for name in names}
     _fill(prompt, "chat.", {"template_arguments": arguments, **plain})
     return prompt
 

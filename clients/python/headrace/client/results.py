@@ -8,6 +8,8 @@ may change without breaking anyone's code.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headrace.client.chat import Message, ToolCall
+
 
 class FinishReason(StrEnum):
     """Why a completion ended."""
@@ -28,6 +30,8 @@ class FinishReason(StrEnum):
     """`time_limit_s` was reached."""
     CANCELLED = "cancelled"
     """Someone called `abort`; what was generated is kept."""
+    TOOL_CALL = "tool_call"
+    """A tool call is complete, and `parallel_tool_calls` was False."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +99,26 @@ class Completion:
     index: int
     """Position among the completions of its request, from 0."""
     text: str
+    """Without the reasoning and the tool calls below."""
     token_ids: tuple[int, ...]
     """Ending tokens included."""
     logprobs: tuple[TokenLogprob, ...]
     """Of the generated tokens, if asked for."""
     end: CompletionEnd
+    reasoning: str = ""
+    """What the model thought before it answered, for models that mark it."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of the tools that the request gave, in order."""
 
     @property
     def reason(self) -> FinishReason:
         """Why it ended."""
         return self.end.reason
+
+    @property
+    def message(self) -> Message:
+        """The assistant's turn, as the next request of the conversation takes it."""
+        return Message("assistant", self.text, tool_calls=self.tool_calls, reasoning=self.reasoning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +152,21 @@ class Generation:
         """Why the first completion ended."""
         return self.completions[0].reason
 
+    @property
+    def reasoning(self) -> str:
+        """The reasoning of the first completion."""
+        return self.completions[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the first completion."""
+        return self.completions[0].tool_calls
+
+    @property
+    def message(self) -> Message:
+        """The first completion as a turn, as the next request of the conversation takes it."""
+        return self.completions[0].message
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
@@ -155,17 +184,35 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call. Pieces with the same `index` make up one call."""
+
+    index: int
+    """Which call of its completion, from 0."""
+    id: str
+    """Set in the first piece alone, as is `name`."""
+    name: str
+    arguments_json: str
+    """Goes on with the arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """What a stream brought since the delta before."""
 
     index: int
     """Which completion it belongs to, from 0."""
     text: str
-    """Final text, never a part of a character. Empty while a character or a possible stop sequence is open."""
+    """Final text, never a part of a character. Empty while a character, a possible stop sequence or a possible tool
+    call is open."""
     token_ids: tuple[int, ...]
     """Several when the reader was slower than the model."""
     logprobs: tuple[TokenLogprob, ...]
     """Of these tokens, if asked for."""
+    reasoning: str = ""
+    """Final, like `text`, which it precedes in a completion."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """Pieces of tool calls, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,6 +88,10 @@ class ChatPrompt:
     continue_final_message: bool = False
     template: str | None = None
     """A template in place of the model's."""
+    parallel_tool_calls: bool = True
+    """Whether one completion may make several calls; else it ends after the first."""
+    raw_output: bool = False
+    """Whether reasoning and tool calls stay in the text."""
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
@@ -211,6 +215,7 @@ class FinishReason(StrEnum):
     CONTEXT_LIMIT = "context_limit"
     TIME_LIMIT = "time_limit"
     CANCELLED = "cancelled"
+    TOOL_CALL = "tool_call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +245,19 @@ class GenerationStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call. Pieces with the same `index` make up one call."""
+
+    index: int
+    """Which call of its completion, from 0."""
+    id: str = ""
+    """Set in the first piece alone, as is `name`."""
+    name: str = ""
+    arguments_json: str = ""
+    """Goes on with the arguments, the text of a JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
     """Text and tokens since the delta before."""
 
@@ -248,6 +266,9 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
+    reasoning: str = ""
+    """Final, like `text`, which it precedes in a completion."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,13 @@ class _ToolChoiceModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
     """The model decides."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
-    """No tool is called."""
+    """No tool is called: the template is not told of the tools, and no call is
+    looked for in the completion.
+    """
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """At least one tool is called."""
+    """At least one tool is called, with arguments that fit its schema."""
     TOOL_CHOICE_MODE_NAMED: _ToolChoiceMode.ValueType  # 4
-    """The named tool is called."""
+    """The named tool is called, with arguments that fit its schema."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """How free the model is to call a tool. New values may be added."""
@@ -45,11 +47,13 @@ TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 """The model decides."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
-"""No tool is called."""
+"""No tool is called: the template is not told of the tools, and no call is
+looked for in the completion.
+"""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""At least one tool is called."""
+"""At least one tool is called, with arguments that fit its schema."""
 TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.ValueType  # 4
-"""The named tool is called."""
+"""The named tool is called, with arguments that fit its schema."""
 Global___ToolChoiceMode: typing_extensions.TypeAlias = ToolChoiceMode
 
 @typing.final
@@ -64,6 +68,8 @@ class ChatPrompt(google.protobuf.message.Message):
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
     TOOL_CHOICE_FIELD_NUMBER: builtins.int
     TEMPLATE_FIELD_NUMBER: builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: builtins.int
+    RAW_OUTPUT_FIELD_NUMBER: builtins.int
     continue_final_message: builtins.bool
     """Continues the last message, which must be the assistant's, in place of
     opening a new one.
@@ -71,6 +77,16 @@ class ChatPrompt(google.protobuf.message.Message):
     template: builtins.str
     """Replaces the model's template. Jinja, as `tokenizer_config.json` holds it;
     refused with `PERMISSION_DENIED` unless the operator allows it.
+    """
+    parallel_tool_calls: builtins.bool
+    """Whether the model may make several tool calls in one completion. Unset is
+    true; with false the completion ends after its first call.
+    """
+    raw_output: builtins.bool
+    """Leaves reasoning and tool calls in the text, as the model wrote them. By
+    default they are taken out of it where `Model.reasoning_format` and
+    `Model.tool_format` say how: reasoning always, tool calls when `tools` are
+    given and `tool_choice` is not `TOOL_CHOICE_MODE_NONE`.
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -101,9 +117,14 @@ class ChatPrompt(google.protobuf.message.Message):
         continue_final_message: builtins.bool = ...,
         tool_choice: Global___ToolChoice | None = ...,
         template: builtins.str | None = ...,
+        parallel_tool_calls: builtins.bool | None = ...,
+        raw_output: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_template", b"_template", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_template", b"_template", "continue_final_message", b"continue_final_message", "messages", b"messages", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_template", b"_template", "parallel_tool_calls", b"parallel_tool_calls", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_template", b"_template", "continue_final_message", b"continue_final_message", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "raw_output", b"raw_output", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]) -> typing.Literal["parallel_tool_calls"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_template", b"_template"]) -> typing.Literal["template"] | None: ...
 
 Global___ChatPrompt: typing_extensions.TypeAlias = ChatPrompt
@@ -241,11 +262,13 @@ class ToolCall(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """Identifies the call within the conversation."""
+    """Identifies the call within the conversation. The server makes it of nine
+    letters and digits.
+    """
     name: builtins.str
     """Name of the called tool."""
     arguments_json: builtins.str
-    """The arguments as JSON text."""
+    """The arguments as the text of a JSON object."""
     def __init__(
         self,
         *,
@@ -259,7 +282,11 @@ Global___ToolCall: typing_extensions.TypeAlias = ToolCall
 
 @typing.final
 class ToolChoice(google.protobuf.message.Message):
-    """Which tool has to be called."""
+    """Which tool has to be called.
+
+    REQUIRED and NAMED hold the model to a call by a grammar. They are refused
+    with `UNIMPLEMENTED` unless `Model.supported_fields` has `chat.tool_choice`.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -44,6 +44,8 @@ class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """`time_limit` was reached."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 7
     """The request was aborted; what was generated is kept."""
+    FINISH_REASON_TOOL_CALL: _FinishReason.ValueType  # 8
+    """A tool call is complete, and the request allowed no second one."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a completion ended. New values may be added; treat unknown ones as
@@ -66,6 +68,8 @@ FINISH_REASON_TIME_LIMIT: FinishReason.ValueType  # 6
 """`time_limit` was reached."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 7
 """The request was aborted; what was generated is kept."""
+FINISH_REASON_TOOL_CALL: FinishReason.ValueType  # 8
+"""A tool call is complete, and the request allowed no second one."""
 Global___FinishReason: typing_extensions.TypeAlias = FinishReason
 
 @typing.final
@@ -491,10 +495,14 @@ class Completion(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Position among the completions of the request, from 0."""
     text: builtins.str
-    """The text."""
+    """The text, without the reasoning and the tool calls that were taken out of it."""
+    reasoning: builtins.str
+    """What the model thought before it answered, for models that mark it."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of the generated tokens, ending tokens included."""
@@ -507,6 +515,10 @@ class Completion(google.protobuf.message.Message):
     def end(self) -> Global___CompletionEnd:
         """Why it ended."""
 
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.v1.chat_pb2.ToolCall]:
+        """Calls of the tools that the request gave, in order."""
+
     def __init__(
         self,
         *,
@@ -515,9 +527,11 @@ class Completion(google.protobuf.message.Message):
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         logprobs: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
         end: Global___CompletionEnd | None = ...,
+        reasoning: builtins.str = ...,
+        tool_calls: collections.abc.Iterable[headrace.v1.chat_pb2.ToolCall] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["end", b"end"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["end", b"end", "index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end", b"end", "index", b"index", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___Completion: typing_extensions.TypeAlias = Completion
 
@@ -605,12 +619,16 @@ class GenerationDelta(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Which completion, from 0."""
     text: builtins.str
-    """Text that can no longer change; empty while a character or a possible stop
-    sequence is open. Never splits a character.
+    """Text that can no longer change; empty while a character, a possible stop
+    sequence or a possible tool call is open. Never splits a character.
     """
+    reasoning: builtins.str
+    """Reasoning that can no longer change. In a completion it comes before `text`."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The sampled ids, in order; several when the reader was slower than the model."""
@@ -619,6 +637,10 @@ class GenerationDelta(google.protobuf.message.Message):
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """Log-probabilities of these tokens, if asked for."""
 
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """Pieces of tool calls, in order."""
+
     def __init__(
         self,
         *,
@@ -626,10 +648,44 @@ class GenerationDelta(google.protobuf.message.Message):
         text: builtins.str = ...,
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         logprobs: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
+        reasoning: builtins.str = ...,
+        tool_calls: collections.abc.Iterable[Global___ToolCallDelta] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___GenerationDelta: typing_extensions.TypeAlias = GenerationDelta
+
+@typing.final
+class ToolCallDelta(google.protobuf.message.Message):
+    """A piece of a tool call. Pieces with the same `index` make up one call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which call of its completion, from 0."""
+    id: builtins.str
+    """Identifies the call within the conversation. Set in the first piece alone."""
+    name: builtins.str
+    """Name of the called tool. Set in the first piece alone."""
+    arguments_json: builtins.str
+    """Goes on with the arguments, the text of a JSON object. This server sends a
+    call whole, in one piece, once it is known to be one.
+    """
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments_json: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments_json", b"arguments_json", "id", b"id", "index", b"index", "name", b"name"]) -> None: ...
+
+Global___ToolCallDelta: typing_extensions.TypeAlias = ToolCallDelta
 
 @typing.final
 class GenerationFinished(google.protobuf.message.Message):
@@ -803,7 +859,9 @@ class TokenLogprob(google.protobuf.message.Message):
     rank: builtins.int
     """1 for the likeliest token."""
     byte_offset: builtins.int
-    """Offset of the token's first byte in the completion's bytes."""
+    """Offset of the token's first byte in the completion's bytes, from which no
+    reasoning and no tool call was taken.
+    """
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """The likeliest tokens, likeliest first."""

@@ -140,6 +140,8 @@ class Model(google.protobuf.message.Message):
     SUPPORTED_FIELDS_FIELD_NUMBER: builtins.int
     END_OF_SEQUENCE_TOKEN_IDS_FIELD_NUMBER: builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: builtins.int
+    TOOL_FORMAT_FIELD_NUMBER: builtins.int
+    REASONING_FORMAT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name that requests use."""
     engine: builtins.str
@@ -154,6 +156,14 @@ class Model(google.protobuf.message.Message):
     """
     has_chat_template: builtins.bool
     """Whether the model has a chat template."""
+    tool_format: builtins.str
+    """How the model writes tool calls: `hermes`, `llama3` or `mistral`. Empty if
+    its calls are not understood; they stay in the text then.
+    """
+    reasoning_format: builtins.str
+    """How the model marks its reasoning: `think`, for <think> tags, or `mistral`,
+    for [THINK] tags. Empty if it is not told apart from the text.
+    """
     @property
     def limits(self) -> Global___ModelLimits:
         """What requests may ask for."""
@@ -165,7 +175,8 @@ class Model(google.protobuf.message.Message):
     @property
     def supported_fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Fields of GenerateRequest that the engine understands beside the prompt, as
-        paths such as `sampling.top_p`. Any other is refused with `UNIMPLEMENTED`.
+        paths such as `sampling.top_p`, and those of the prompt that not every model
+        has, such as `chat.tools`. Any other is refused with `UNIMPLEMENTED`.
         """
 
     @property
@@ -185,9 +196,11 @@ class Model(google.protobuf.message.Message):
         supported_fields: collections.abc.Iterable[builtins.str] | None = ...,
         end_of_sequence_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         has_chat_template: builtins.bool = ...,
+        tool_format: builtins.str = ...,
+        reasoning_format: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "limits", b"limits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "architecture", b"architecture", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "has_chat_template", b"has_chat_template", "limits", b"limits", "name", b"name", "supported_fields", b"supported_fields", "weight_type", b"weight_type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "architecture", b"architecture", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "has_chat_template", b"has_chat_template", "limits", b"limits", "name", b"name", "reasoning_format", b"reasoning_format", "supported_fields", b"supported_fields", "tool_format", b"tool_format", "weight_type", b"weight_type"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count"]) -> typing.Literal["default_max_new_token_count"] | None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
