@@ -9,31 +9,20 @@
 
 Everything but the tokenizer runs on one event loop, so nothing here is locked.
 However a request ends (its last event, an error, a cancelled or closed
-iterator), its place, its id, its timers and its KV blocks are given back in one
-place, at the end of `generate`.
+iterator), what it holds is given back in one place: where its visit ends.
 """
 
 import asyncio
-import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineDescription
-from headrace.contract.errors import (
-    DeadlineExceeded,
-    Draining,
-    DuplicateRequest,
-    FeatureUnsupported,
-    InvalidRequest,
-    ModelNotFound,
-    NotReady,
-)
+from headrace.contract.errors import FeatureUnsupported, InvalidRequest, ModelNotFound, NotReady
 from headrace.contract.generation import (
     ChatPrompt,
-    FinishReason,
     GenerationEvent,
     GenerationRequest,
     Prompt,
@@ -46,9 +35,9 @@ from headrace.router.active_request import ActiveRequest
 from headrace.router.admission import Admission, Permit
 from headrace.router.banned_words import BannedWords
 from headrace.router.chat_template import ChatTemplate
+from headrace.router.front_desk import FrontDesk
 from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
-from headrace.router.sequence import Sequence
 from headrace.router.tokenizer import Tokenizer
 from headrace.router.validation import RequestLimits, Validator
 
@@ -82,37 +71,20 @@ class Pipeline:
         new_seed: Callable[[], int],
     ) -> None:
         self.model = model
-        self.admission = admission
-        self.replicas = replicas
+        self.desk = FrontDesk(admission=admission, replicas=replicas, clock=clock, new_request_id=new_request_id)
         self._executor = executor
-        self._clock = clock
         self._banned_words = BannedWords(model.tokenizer, model.card.vocabulary_size)
-        self._new_request_id = new_request_id
         self._new_seed = new_seed
-        self._sequence_ids = itertools.count(1)
-        self._requests: dict[str, ActiveRequest | None] = {}
-        self._aborted_early: set[str] = set()
-        self._refusal: Draining | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
-    def request_count(self) -> int:
-        """Requests between their arrival and their last event."""
-        return len(self._requests)
+    def admission(self) -> Admission:
+        """The waiting room."""
+        return self.desk.admission
 
     @property
-    def is_refusing(self) -> bool:
-        """Whether new requests are refused."""
-        return self._refusal is not None
-
-    def refuse_new(self, refusal: Draining) -> None:
-        """Answers every later request with `refusal`; those that are here go on."""
-        self._refusal = refusal
-
-    async def wait_idle(self) -> None:
-        """Waits until no request is left."""
-        await self._idle.wait()
+    def replicas(self) -> ReplicaSet:
+        """Those that run the model."""
+        return self.desk.replicas
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Yields the events of one request: started, deltas, finished. Closing it cancels the request.
@@ -121,41 +93,25 @@ class Pipeline:
             RequestError: the request cannot run as asked, or ran out of its time.
             ServerError: it could, but not here or not now.
         """
-        self._check_open()
+        self.desk.check_open()
         self.check_model(request.model)
         validator = self._validator()
         validator.check(request)
-        request_id = self._claim_id(request.request_id)
-        permit: Permit | None = None
-        active: ActiveRequest | None = None
-        timers: list[asyncio.TimerHandle] = []
-        try:
-            permit = self.admission.enter(request.best_of or request.completion_count or 1)
+        with self.desk.open(request.request_id) as visit:
+            visit.enter(request.best_of or request.completion_count or 1)
             token_ids = await self._token_ids(request)
             valid = validator.resolve(
                 request,
                 token_ids,
-                request_id=request_id,
+                request_id=visit.request_id,
                 seed=self._seed_for(request),
                 banned_text=await self._banned_text(request),
             )
-            permit.charge(valid.prompt_token_count)
-            active = self._activate(valid, permit)
-            timers = self._set_timers(active)
-            if request_id in self._aborted_early:
-                self._finish(active, FinishReason.CANCELLED)
-            else:
-                self.replicas.submit(active)
+            visit.charge(valid.prompt_token_count)
+            active = self._activate(valid, visit.permit)
+            visit.submit(active)
             async for event in active.stream.events():
                 yield event
-        finally:
-            for timer in timers:
-                timer.cancel()
-            if active is not None:
-                self.replicas.release(active)
-            if permit is not None:
-                permit.release()
-            self._release_id(request_id)
 
     async def probe(self, replica_id: str, deadline_s: float) -> int:
         """Generates one token through a replica, past the queue and the prefix cache, and returns its id.
@@ -165,31 +121,24 @@ class Pipeline:
             NotReady: it is not connected.
             DeadlineExceeded: no token came before `deadline_s`, a moment on the clock.
         """
-        request_id = self._claim_id("")
-        request = GenerationRequest(prompt=TokenPrompt((0,)))
-        valid = self._validator().resolve(request, (0,), request_id=request_id, seed=0)
-        valid = replace(
-            valid,
-            sampling=replace(valid.sampling, temperature=0.0),
-            row_stop=replace(valid.row_stop, token_limit=2, end_of_sequence_token_ids=()),
-            max_new_token_count=1,
-            cache_salt=f"probe {request_id}",
-            priority=10,
-            deadline_s=deadline_s,
-        )
-        active = self._activate(valid, None)
-        timers = self._set_timers(active)
-        try:
-            self.replicas.submit(active, replica_id=replica_id)
+        with self.desk.open("") as visit:
+            request = GenerationRequest(prompt=TokenPrompt((0,)))
+            valid = self._validator().resolve(request, (0,), request_id=visit.request_id, seed=0)
+            valid = replace(
+                valid,
+                sampling=replace(valid.sampling, temperature=0.0),
+                row_stop=replace(valid.row_stop, token_limit=2, end_of_sequence_token_ids=()),
+                max_new_token_count=1,
+                cache_salt=f"probe {visit.request_id}",
+                priority=10,
+                deadline_s=deadline_s,
+            )
+            active = self._activate(valid, None)
+            visit.submit(active, replica_id=replica_id)
             token_ids: list[int] = []
             async for event in active.stream.events():
                 token_ids.extend(getattr(event, "token_ids", ()))
             return token_ids[0]
-        finally:
-            for timer in timers:
-                timer.cancel()
-            self.replicas.release(active)
-            self._release_id(request_id)
 
     async def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> "Tokenized":
         """Returns the text of a prompt and its tokens, as `generate` would use them.
@@ -226,25 +175,6 @@ class Pipeline:
             lambda ids: tokenizer.decode(ids, include_special_tokens=include_special_tokens), token_ids
         )
 
-    def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """Ends requests early and returns the ids of those that were here. Safe to repeat.
-
-        They end normally, as cancelled, with what was generated.
-        """
-        aborted: list[str] = []
-        for request_id in request_ids:
-            if request_id not in self._requests:
-                continue
-            active = self._requests[request_id]
-            if active is None:
-                self._aborted_early.add(request_id)
-            elif active.has_ended:
-                continue
-            else:
-                self._finish(active, FinishReason.CANCELLED)
-            aborted.append(request_id)
-        return aborted
-
     def capabilities(self) -> "Capabilities":
         """Returns what a request may ask for now.
 
@@ -266,10 +196,6 @@ class Pipeline:
         validator = Validator(self.model.card, limits, description.supported_fields)
         return Capabilities(description=description, limits=limits, validator=validator)
 
-    def _check_open(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-
     def check_model(self, name: str) -> None:
         """Checks the name in a request; empty stands for the only model.
 
@@ -283,55 +209,13 @@ class Pipeline:
     def _validator(self) -> Validator:
         return self.capabilities().validator
 
-    def _claim_id(self, wanted: str) -> str:
-        request_id = wanted or self._new_request_id()
-        if request_id in self._requests:
-            raise DuplicateRequest(
-                f"a request with the id {request_id!r} is running", metadata={"request_id": request_id}
-            )
-        self._requests[request_id] = None
-        self._idle.clear()
-        return request_id
-
-    def _release_id(self, request_id: str) -> None:
-        del self._requests[request_id]
-        self._aborted_early.discard(request_id)
-        if not self._requests:
-            self._idle.set()
-
     def _seed_for(self, request: GenerationRequest) -> int:
         return self._new_seed() if request.sampling.seed is None else request.sampling.seed
 
     def _activate(self, valid: ValidRequest, permit: Permit | None) -> ActiveRequest:
-        arrival_s = self._clock.now()
-        sequences = [
-            Sequence(sequence_id=next(self._sequence_ids), request=valid.of_completion(index), arrival_s=arrival_s)
-            for index in range(valid.best_of)
-        ]
-        active = ActiveRequest(valid, sequences, self.model.tokenizer, permit)
-        self._requests[valid.request_id] = active
-        return active
-
-    def _set_timers(self, active: ActiveRequest) -> list[asyncio.TimerHandle]:
-        """Ends a request in time even when no step runs: in the queue, or while its replica is being restarted."""
-        loop = asyncio.get_running_loop()
-        now_s = self._clock.now()
-        timers: list[asyncio.TimerHandle] = []
-        if active.request.deadline_s is not None:
-            timers.append(loop.call_later(active.request.deadline_s - now_s, self._expire, active))
-        if active.request.text_stop.time_limit_s is not None:
-            time_limit_s = active.request.text_stop.time_limit_s
-            timers.append(loop.call_later(time_limit_s, self._finish, active, FinishReason.TIME_LIMIT))
-        return timers
-
-    def _expire(self, active: ActiveRequest) -> None:
-        active.fail(DeadlineExceeded("the deadline passed"))
-        self.replicas.release(active)
-
-    def _finish(self, active: ActiveRequest, reason: FinishReason) -> None:
-        """Ends a request from outside of its step loop; what was generated is kept."""
-        active.finish(reason, self._clock.now())
-        self.replicas.release(active)
+        arrival_s = self.desk.clock.now()
+        sequences = [self.desk.new_sequence(valid.of_completion(index), arrival_s) for index in range(valid.best_of)]
+        return ActiveRequest(valid, sequences, self.model.tokenizer, permit)
 
     async def _token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
         if isinstance(request.prompt, TokenPrompt):

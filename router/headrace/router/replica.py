@@ -8,8 +8,8 @@ from enum import StrEnum
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector, EngineDescription, StepEngine
 from headrace.contract.errors import NotReady, StartupError
-from headrace.router.active_request import ActiveRequest
 from headrace.router.reporting import Report
+from headrace.router.running_request import RunningRequest
 from headrace.router.scheduler import Scheduler, SchedulerLimits
 from headrace.router.stats import SchedulerStats
 from headrace.router.step_loop import StepLoop
@@ -97,7 +97,7 @@ class Replica:
         self._loop: StepLoop | None = None
         self._past_stats = SchedulerStats()
         self._past_profile = StepProfile()
-        self._left_behind: list[ActiveRequest] = []
+        self._left_behind: list[RunningRequest] = []
 
     @property
     def state(self) -> ReplicaState:
@@ -141,7 +141,7 @@ class Replica:
             profile=profile,
         )
 
-    def submit(self, active: ActiveRequest) -> None:
+    def submit(self, active: RunningRequest) -> None:
         """Runs a request.
 
         Raises:
@@ -149,12 +149,12 @@ class Replica:
         """
         self._connected().submit(active)
 
-    def cancel(self, active: ActiveRequest) -> None:
+    def cancel(self, active: RunningRequest) -> None:
         """Drops a request. Safe for one that is not here."""
         if self._loop is not None:
             self._loop.cancel(active)
 
-    def cost_of(self, active: ActiveRequest) -> int:
+    def cost_of(self, active: RunningRequest) -> int:
         """Returns how many tokens stand between a request and its first own one, counting what is ahead of it.
 
         Raises:
@@ -169,7 +169,9 @@ class Replica:
         """Forgets cached prefixes that nothing uses and returns how many blocks became free."""
         return 0 if self._loop is None else self._loop.scheduler.flush_prefix_cache()
 
-    async def run(self, adopt: Callable[["Replica"], None], orphan: Callable[[list[ActiveRequest], str], None]) -> None:
+    async def run(
+        self, adopt: Callable[["Replica"], None], orphan: Callable[[list[RunningRequest], str], None]
+    ) -> None:
         """Connects, serves and reconnects until cancelled.
 
         `adopt` is called each time requests can be submitted; `orphan` gets the
@@ -202,7 +204,7 @@ class Replica:
             self._report("replica_lost", replica_id=self.id, detail=lost.message, request_count=len(requests))
             orphan(requests, lost.message)
 
-    def take_left_behind(self) -> list[ActiveRequest]:
+    def take_left_behind(self) -> list[RunningRequest]:
         """Hands over the requests that were running when `run` was cancelled."""
         requests, self._left_behind = self._left_behind, []
         return requests

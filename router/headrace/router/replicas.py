@@ -14,9 +14,9 @@ from headrace.contract.errors import (
     ShardLost,
     StartupError,
 )
-from headrace.router.active_request import ActiveRequest
 from headrace.router.replica import Replica, ReplicaState, ReplicaStatus, SchedulingOptions
 from headrace.router.reporting import Report
+from headrace.router.running_request import RunningRequest
 
 RETRY_WHEN_NOT_READY_S = 1.0
 """What callers are told while no replica serves; a restart takes seconds."""
@@ -52,9 +52,9 @@ class ReplicaSet:
         self._replicas: dict[str, Replica] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._orphans: dict[ActiveRequest, float] = {}
+        self._orphans: dict[RunningRequest, float] = {}
         """Requests whose replica was lost while none other served, and when that was, in seconds."""
-        self._homes: dict[ActiveRequest, Replica] = {}
+        self._homes: dict[RunningRequest, Replica] = {}
         self._added_count = 0
         self._probe_count = 0
         self._description: EngineDescription | None = None
@@ -177,7 +177,7 @@ class ReplicaSet:
         """Forgets cached prefixes everywhere and returns how many blocks became free."""
         return sum(replica.flush_prefix_cache() for replica in self._replicas.values())
 
-    def submit(self, active: ActiveRequest, *, replica_id: str | None = None) -> None:
+    def submit(self, active: RunningRequest, *, replica_id: str | None = None) -> None:
         """Sends a request to the best replica, or to the one asked for.
 
         Raises:
@@ -188,13 +188,13 @@ class ReplicaSet:
         replica.submit(active)
         self._homes[active] = replica
 
-    def release(self, active: ActiveRequest) -> None:
+    def release(self, active: RunningRequest) -> None:
         """Drops a request wherever it is; its blocks are free before the next step. Safe for one that ended."""
         home = self._homes.pop(active, None)
         if self._orphans.pop(active, None) is None and home is not None:
             home.cancel(active)
 
-    def _choose(self, active: ActiveRequest) -> Replica:
+    def _choose(self, active: RunningRequest) -> Replica:
         serving = self._serving()
         if not serving:
             raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
@@ -219,7 +219,7 @@ class ReplicaSet:
         for active in orphans:
             self._replay(active, replica)
 
-    def _orphan(self, requests: list[ActiveRequest], why: str) -> None:
+    def _orphan(self, requests: list[RunningRequest], why: str) -> None:
         """Sends the requests of a lost replica elsewhere, or keeps them until one comes up."""
         self._announce_change()
         serving = self._serving()
@@ -232,7 +232,7 @@ class ReplicaSet:
             self._orphans.update(dict.fromkeys(waiting, now_s))
             asyncio.get_running_loop().call_later(self._replay_timeout_s, self._give_up, now_s, why)
 
-    def _replay(self, active: ActiveRequest, replica: Replica) -> None:
+    def _replay(self, active: RunningRequest, replica: Replica) -> None:
         self._report(
             "request_replayed",
             request_id=active.request.request_id,

@@ -24,8 +24,8 @@ from headrace.contract.clock import Clock
 from headrace.contract.engine import StepEngine
 from headrace.contract.errors import DeadlineExceeded, HeadraceError, PlanRejected, RequestRefused, ShardLost
 from headrace.contract.step import StepResult
-from headrace.router.active_request import ActiveRequest
 from headrace.router.reporting import Report
+from headrace.router.running_request import RunningRequest
 from headrace.router.scheduler import Scheduler, SequenceUpdate
 from headrace.router.sequence import Sequence
 from headrace.router.step_profile import StepProfiler
@@ -52,12 +52,12 @@ class StepLoop:
         self._clock = clock
         self._step_timeout_s = step_timeout_s
         self._report = report
-        self._requests: dict[int, ActiveRequest] = {}
+        self._requests: dict[int, RunningRequest] = {}
         """By the ids of all their sequences that the scheduler has."""
         self._followers: dict[int, tuple[Sequence, ...]] = {}
         """By the id of the sequence whose first token they wait for."""
-        self._arrivals: list[ActiveRequest] = []
-        self._departures: list[ActiveRequest] = []
+        self._arrivals: list[RunningRequest] = []
+        self._departures: list[RunningRequest] = []
         self._in_flight: deque[SentStep] = deque()
         self._failure: BaseException | None = None
         self._bell = asyncio.Event()
@@ -72,12 +72,12 @@ class StepLoop:
         """Tokens of requests that the scheduler has not seen yet."""
         return sum(len(sequence.token_ids) for active in self._arrivals for sequence in active.open_sequences[:1])
 
-    def submit(self, active: ActiveRequest) -> None:
+    def submit(self, active: RunningRequest) -> None:
         """Hands a request over. Its stream tells everything that follows."""
         self._arrivals.append(active)
         self._bell.set()
 
-    def cancel(self, active: ActiveRequest) -> None:
+    def cancel(self, active: RunningRequest) -> None:
         """Drops a request; its KV blocks are free before the next plan. Safe to repeat and for ended ones."""
         self._departures.append(active)
         self._bell.set()
@@ -104,7 +104,7 @@ class StepLoop:
         finally:
             lost.cancel()
 
-    def abandon(self) -> list[ActiveRequest]:
+    def abandon(self) -> list[RunningRequest]:
         """Gives back every request after the engine was lost, those that may not run again already failed."""
         for sequence in self.scheduler.lose_engine():
             self._requests[sequence.sequence_id].fail(
@@ -159,7 +159,7 @@ class StepLoop:
                 expired.fail(DeadlineExceeded("the deadline passed"))
                 self._drop(expired.sequences)
 
-    def _begin(self, active: ActiveRequest) -> None:
+    def _begin(self, active: RunningRequest) -> None:
         """Submits what a request still has to generate, first of all what computes the prompt for the rest."""
         if active.has_ended:
             return
@@ -169,7 +169,7 @@ class StepLoop:
             others = []
         self._submit(active, (first, *others))
 
-    def _submit(self, active: ActiveRequest, sequences: Iterable[Sequence]) -> None:
+    def _submit(self, active: RunningRequest, sequences: Iterable[Sequence]) -> None:
         try:
             for sequence in sequences:
                 self.scheduler.submit(sequence)

@@ -59,8 +59,8 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
         checks = [
             pb.HealthCheck(
                 name="accepting_requests",
-                passed=not self._pipeline.is_refusing,
-                detail="draining" if self._pipeline.is_refusing else "accepting",
+                passed=not self._pipeline.desk.is_refusing,
+                detail="draining" if self._pipeline.desk.is_refusing else "accepting",
             ),
             pb.HealthCheck(
                 name="replica_serving",
@@ -78,7 +78,7 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
     def _router_state(
         self, statuses: list[ReplicaStatus], serving_count: int, checks: list[pb.HealthCheck]
     ) -> "pb.HealthState.ValueType":
-        if self._pipeline.is_refusing:
+        if self._pipeline.desk.is_refusing:
             return pb.HEALTH_STATE_DRAINING
         if serving_count == 0:
             is_starting = any(status.state is ReplicaState.STARTING for status in statuses)

@@ -115,7 +115,9 @@ class RouterApp:
         await self.server.drain(self._options.drain, refuse=self._refuse, hurry=hurry)
 
     def _refuse(self) -> None:
-        self.pipeline.refuse_new(Draining("the server is going away; try another", retry_after_s=RETRY_WHEN_DRAINING_S))
+        self.pipeline.desk.refuse_new(
+            Draining("the server is going away; try another", retry_after_s=RETRY_WHEN_DRAINING_S)
+        )
 
     async def _follow_replicas(self) -> None:
         """Keeps the standard health service true: serving as long as some replica is."""

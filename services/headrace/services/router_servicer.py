@@ -96,7 +96,7 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         self, request: pb.AbortRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> pb.AbortResponse:
         """Ends requests early; ids that are not running are ignored."""
-        return pb.AbortResponse(aborted_request_ids=self._pipeline.abort(request.request_ids))
+        return pb.AbortResponse(aborted_request_ids=self._pipeline.desk.abort(request.request_ids))
 
     async def ListAdapters(  # noqa: N802
         self, request: pb.ListAdaptersRequest, _context: grpc.aio.ServicerContext[object, object]

@@ -58,7 +58,7 @@ async def all_is_free(bench: Any) -> None:
     stats = bench.replicas.statuses()[0].stats
     assert (stats.running_count, stats.waiting_count) == (0, 0)
     assert bench.pipeline.admission.waiting_count == 0
-    assert bench.pipeline.request_count == 0
+    assert bench.pipeline.desk.request_count == 0
     bench.check_integrity()
 
 
@@ -203,7 +203,7 @@ async def test_the_deadline_and_abort_reach_every_completion(start: Start, reque
         many = request_of(PROMPT, 3000, sampling=seeded(), completion_count=6, request_id="mine")
         task = asyncio.ensure_future(bench.ask(many))
         await until(lambda: bench.replicas.statuses()[0].stats.running_count == rows)
-        assert bench.pipeline.abort(["mine"]) == ["mine"]
+        assert bench.pipeline.desk.abort(["mine"]) == ["mine"]
         ends = (await task).finished.ends
         assert [end.reason for end in ends] == [FinishReason.CANCELLED] * 6
         for index, token_ids in tokens_by_index((await task).events).items():
@@ -265,7 +265,7 @@ async def test_an_aborted_best_of_returns_what_there_is(start: Start, request_of
         request = request_of(PROMPT, 3000, sampling=seeded(), best_of=4, request_id="mine")
         task = asyncio.ensure_future(bench.ask(request))
         await until(lambda: bench.replicas.statuses()[0].stats.step_count > 8)
-        assert bench.pipeline.abort(["mine"]) == ["mine"]
+        assert bench.pipeline.desk.abort(["mine"]) == ["mine"]
         (end,) = (await task).finished.ends
         assert end.reason is FinishReason.CANCELLED
         assert end.mean_logprob is not None

@@ -104,7 +104,7 @@ async def test_closing_the_iterator_frees_the_blocks(start: Start, request_of: R
         assert bench.replicas.statuses()[0].stats.leased_block_count > 0
         await events.aclose()
         await until(lambda: bench.replicas.statuses()[0].stats.leased_block_count == 0)
-        assert bench.pipeline.request_count == 0
+        assert bench.pipeline.desk.request_count == 0
         bench.check_integrity()
 
 
@@ -298,7 +298,7 @@ async def test_before_the_first_engine_nothing_can_be_asked(start: Start, reques
     async with start(is_connected=False) as bench:
         with pytest.raises(NotReady):
             await bench.ask(request_of(prompt(1)))
-        assert bench.pipeline.request_count == 0
+        assert bench.pipeline.desk.request_count == 0
 
 
 async def test_a_slow_reader_gets_fewer_bigger_deltas_and_stops_nobody(start: Start, request_of: Request) -> None:
@@ -330,8 +330,8 @@ async def test_abort_ends_a_request_by_its_id(start: Start, request_of: Request)
         await until(lambda: bench.replicas.statuses()[0].stats.step_count > 3)
         with pytest.raises(DuplicateRequest):
             await bench.ask(request_of(prompt(1), request_id="mine"))
-        assert bench.pipeline.abort(["mine", "unknown"]) == ["mine"]
-        assert bench.pipeline.abort(["mine"]) == []
+        assert bench.pipeline.desk.abort(["mine", "unknown"]) == ["mine"]
+        assert bench.pipeline.desk.abort(["mine"]) == []
         (end,) = (await task).finished.ends
         assert end.reason is FinishReason.CANCELLED
         assert (await task).token_ids == expected_tokens(prompt(1), end.generated_token_count)
@@ -342,10 +342,10 @@ async def test_draining_refuses_new_requests_and_serves_the_old(start: Start, re
     async with start(engine=FakeOptions(step_time_s=0.002)) as bench:
         task = asyncio.ensure_future(bench.ask(request_of(prompt(1), 60)))
         await until(lambda: bench.replicas.statuses()[0].stats.step_count > 3)
-        bench.pipeline.refuse_new(Draining("going away", retry_after_s=1.0))
+        bench.pipeline.desk.refuse_new(Draining("going away", retry_after_s=1.0))
         with pytest.raises(Draining):
             await bench.ask(request_of(prompt(2)))
-        await bench.pipeline.wait_idle()
+        await bench.pipeline.desk.wait_idle()
         assert (await task).token_ids == expected_tokens(prompt(1), 60)
 
 
@@ -389,7 +389,7 @@ async def test_refused_before_anything_runs(start: Start, request_of: Request) -
             await bench.ask(request_of(prompt(1), model="other"))
         with pytest.raises(InvalidRequest, match="token_ids"):
             await bench.ask(request_of((49152,)))
-        assert bench.pipeline.request_count == 0
+        assert bench.pipeline.desk.request_count == 0
         assert bench.replicas.statuses()[0].stats.step_count == 0
 
 

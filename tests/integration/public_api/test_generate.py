@@ -236,7 +236,7 @@ async def test_a_cancelled_call_frees_its_blocks(deploy: Deploy) -> None:
         await server.until(lambda: server.stats().leased_block_count > 0)
         call.cancel()
         await server.until(lambda: server.stats().leased_block_count == 0)
-        assert server.app.pipeline.request_count == 0
+        assert server.app.pipeline.desk.request_count == 0
         unary = server.generate.Generate(request_of(prompt(2), 3000))
         await server.until(lambda: server.stats().leased_block_count > 0)
         unary.cancel()
@@ -249,7 +249,7 @@ async def test_the_callers_deadline_ends_the_work(deploy: Deploy) -> None:
         error = await failure(server.generate.GenerateStream(request_of(prompt(1), 3000), timeout=0.2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await server.until(lambda: server.stats().leased_block_count == 0)
-        await server.until(lambda: server.app.pipeline.request_count == 0)
+        await server.until(lambda: server.app.pipeline.desk.request_count == 0)
 
 
 async def test_abort_by_id(deploy: Deploy) -> None:
@@ -271,7 +271,7 @@ async def test_a_stalled_reader_is_cut_off_and_slows_nobody(deploy: Deploy) -> N
         await anext(aiter(stalled))
         quick = await server.generate.Generate(request_of(prompt(2), 200))
         assert tuple(quick.completions[0].token_ids) == expected_tokens(prompt(2), 200)
-        await server.until(lambda: server.app.pipeline.request_count == 0)
+        await server.until(lambda: server.app.pipeline.desk.request_count == 0)
         await server.until(lambda: server.stats().leased_block_count == 0)
         error = await failure(stalled)
         assert (error.code(), reason(error)) == (grpc.StatusCode.CANCELLED, "READER_STALLED")

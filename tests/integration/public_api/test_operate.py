@@ -173,7 +173,7 @@ async def test_a_drain_fails_no_accepted_call(deploy: Deploy) -> None:
         assert (await anext(watch)).status == NOT_SERVING
         late = await server.generate.Generate(request_of(5, 50))
         assert len(late.completions[0].token_ids) == 5
-        await server.until(lambda: server.app.pipeline.is_refusing)
+        await server.until(lambda: server.app.pipeline.desk.is_refusing)
         assert await code_of(server.generate.Generate(request_of(5))) is grpc.StatusCode.UNAVAILABLE
         for answer in await asyncio.gather(*calls):
             assert len(answer.completions[0].token_ids) == 150
