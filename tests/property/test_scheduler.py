@@ -12,6 +12,7 @@ from scheduler_rig import SchedulerRig, expected_tokens, make_request
 
 from headrace.contract.errors import InvalidRequest
 from headrace.contract.generation import ValidRequest
+from headrace.contract.pooling import Pooling
 from headrace.contract.step import StepPlan
 from headrace.router.scheduler import SchedulerLimits
 from headrace.router.sequence import Sequence, SequenceState
@@ -40,6 +41,7 @@ requests = st.builds(
     adapter=st.sampled_from(["", "", "", "adapter"]),
     cache_salt=st.sampled_from(["one", "one", "one", "two"]),
     priority=st.integers(-2, 2),
+    pooling=st.sampled_from([None, None, None, Pooling.MEAN, Pooling.LAST]),
 )
 
 limits_of_any_size = st.builds(

@@ -7,8 +7,9 @@ taken from another text changes every token that follows.
 
 from dataclasses import dataclass, field
 
+from headrace.contract.pooling import Pooling
 from headrace.contract.sampling import RowStopRules
-from headrace.contract.step import AdmittedSequence, RowEnd, RowError, StepPlan, StepResult
+from headrace.contract.step import AdmittedSequence, RowEnd, RowError, RowVector, StepPlan, StepResult
 
 VOCABULARY_SIZE = 50
 
@@ -30,6 +31,18 @@ def end_of(token_id: int, token_count: int, prompt_token_count: int, rules: RowS
         if token_id in rules.stop_token_ids:
             return RowEnd.STOP_TOKEN
     return RowEnd.TOKEN_LIMIT if token_count == rules.token_limit else None
+
+
+def vector_of(prompt: tuple[int, ...], adapter: str, pooling: Pooling) -> bytes:
+    """The vector of a prompt that nothing ever happens to."""
+    kv: tuple[int, ...] = ()
+    for token_id in prompt:
+        kv = (*kv, kv_of(adapter, kv, token_id))
+    return pooled_vector(kv, pooling)
+
+
+def pooled_vector(kv: tuple[int, ...], pooling: Pooling) -> bytes:
+    return str(sum(kv) if pooling is Pooling.MEAN else kv[-1]).encode()
 
 
 def oracle(prompt: tuple[int, ...], adapter: str, rules: RowStopRules) -> list[int]:
@@ -72,6 +85,8 @@ class ModelRow:
     computed_count: int
     block_ids: list[int]
     is_over: bool = False
+    computed_kv: tuple[int, ...] = ()
+    """Of the tokens that were computed since the admission."""
 
 
 @dataclass
@@ -116,6 +131,8 @@ class ModelShard:
         require(0 <= admitted.computed_token_count < len(admitted.token_ids), "nothing to compute")
         require(0 < admitted.prompt_token_count <= len(admitted.token_ids), "a prompt that is longer than the tokens")
         require(len(admitted.token_ids) < admitted.stopping.token_limit, "nothing to generate")
+        if admitted.pooling is not None and admitted.pooling.pooling is Pooling.MEAN:
+            require(admitted.computed_token_count == 0, "a mean without all hidden states")
         self.rows.append(
             ModelRow(admitted, list(admitted.token_ids), admitted.computed_token_count, list(admitted.block_ids))
         )
@@ -150,6 +167,7 @@ class ModelShard:
         counts: list[int] = []
         ends: dict[int, RowEnd] = {}
         errors: list[RowError] = []
+        vectors: list[RowVector] = []
         for number, (row, chunk) in enumerate(zip(self.rows, chunks, strict=True)):
             counts.append(0)
             if chunk == 0:
@@ -160,6 +178,9 @@ class ModelShard:
                 errors.append(RowError(number, "OUT_OF_LUCK", "as the test asked"))
                 continue
             token_id = self._advance(row, chunk)
+            if row.is_over and row.admitted.pooling is not None:
+                ends[number] = RowEnd.POOLED
+                vectors.append(RowVector(number, pooled_vector(row.computed_kv, row.admitted.pooling.pooling)))
             if token_id is None:
                 continue
             counts[-1] = 1
@@ -175,10 +196,11 @@ class ModelShard:
             ended_rows=tuple(ends),
             row_ends=tuple(ends.values()),
             errors=tuple(errors),
+            vectors=tuple(vectors),
         )
 
     def _advance(self, row: ModelRow, chunk: int) -> int | None:
-        """Computes a chunk; returns the sampled token if the chunk reached the last known one."""
+        """Computes a chunk; returns the sampled token if the chunk reached the last known one and is not pooled."""
         start, end = row.computed_count, row.computed_count + chunk
         require(end <= len(row.token_ids), f"a chunk up to {end} of {len(row.token_ids)} tokens")
         require(end <= len(row.block_ids) * self.block_size, f"{end} tokens in {row.block_ids}")
@@ -192,9 +214,13 @@ class ModelShard:
             value = kv_of(row.admitted.adapter, past, row.token_ids[position])
             self.kv[row.block_ids[position // self.block_size]][position % self.block_size] = value
             past = (*past, value)
+        row.computed_kv += past[start:]
         row.computed_count = end
         self.computed_count += chunk
         if end < len(row.token_ids):
+            return None
+        if row.admitted.pooling is not None:
+            row.is_over = True
             return None
         row.token_ids.append(next_token(past))
         return row.token_ids[-1]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 
-from model_shard import ModelShard, oracle
+from model_shard import ModelShard, oracle, vector_of
 
 from headrace.contract.generation import ValidRequest
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams, TextStopRules
 from headrace.contract.step import RowEnd, StepPlan, StepResult
 from headrace.router.scheduler import Scheduler, SchedulerLimits, SequenceUpdate
@@ -28,8 +29,14 @@ def make_request(
     cache_salt: str = "",
     priority: int = 0,
     deadline_s: float | None = None,
+    pooling: Pooling | None = None,
 ) -> ValidRequest:
-    """A request that ends after `new_token_count` tokens unless the model happens to draw an ending one."""
+    """A request that ends after `new_token_count` tokens unless the model happens to draw an ending one.
+
+    One with `pooling` asks for a vector, and for none of the rest.
+    """
+    if pooling is not None:
+        new_token_count, prompt_logprobs = 1, False
     return ValidRequest(
         request_id="request",
         model="model",
@@ -47,6 +54,7 @@ def make_request(
         cache_salt=cache_salt,
         priority=priority,
         deadline_s=deadline_s,
+        pooling=None if pooling is None else PoolingOptions(pooling=pooling),
     )
 
 
@@ -227,5 +235,15 @@ class SchedulerRig:
             del self.sequences[sequence.sequence_id]
         if update.end is not None:
             self.finished[sequence.sequence_id] = sequence
+            self._check_end(update)
+
+    def _check_end(self, update: SequenceUpdate) -> None:
+        sequence, request = update.sequence, update.sequence.request
+        if request.pooling is None:
+            assert update.vector is None
             assert sequence.token_ids == expected_tokens(sequence)
             assert update.end is not RowEnd.TOKEN_LIMIT or len(sequence.token_ids) == sequence.token_limit
+        else:
+            assert update.end is RowEnd.POOLED
+            assert tuple(sequence.token_ids) == request.prompt_token_ids
+            assert update.vector == vector_of(request.prompt_token_ids, request.adapter, request.pooling.pooling)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from headrace.contract.embedding import EmbeddingRequest
 from headrace.contract.errors import FieldViolation
 from headrace.contract.generation import ChatPrompt, GenerationRequest, OutputOptions, TextPrompt, TokenPrompt
 from headrace.contract.sampling import SamplingOptions, StoppingOptions
@@ -35,6 +36,8 @@ class RequestLimits:
     completion_count: int = 16
     """Most completions of one prompt, those that `best_of` leaves out included."""
     top_logprob_count: int = 20
+    embedding_input_count: int = 64
+    """Most inputs of one request for vectors."""
 
 
 Violations = Iterator[FieldViolation]
@@ -49,16 +52,37 @@ def find_violations(request: GenerationRequest, limits: RequestLimits, card: Mod
     yield from _sampling_violations(request.sampling, card.vocabulary_size)
     yield from _stopping_violations(request.stopping, limits, card)
     yield from _output_violations(request.output, limits)
-    if request.request_id and not _is_request_id(request.request_id):
-        yield FieldViolation(
-            "request_id",
-            f"must be 1 to {_REQUEST_ID_CHARACTERS} visible ASCII characters, is {shown(request.request_id)}",
-        )
-    if request.priority is not None and request.priority not in _PRIORITY_RANGE:
-        yield out_of_range("priority", _PRIORITY_RANGE, request.priority)
-    yield from _size_violation("cache_salt", request.cache_salt, _CACHE_SALT_SIZE_BYTES)
+    yield from _common_violations(request)
     yield from _completion_violations(request, limits)
     yield from _at_least("truncate_prompt_token_count", request.truncate_prompt_token_count, 1)
+
+
+def find_embedding_violations(
+    request: EmbeddingRequest, limits: RequestLimits, card: ModelCard, *, hidden_size: int
+) -> Violations:
+    """Yields everything that is wrong with a request for vectors, but for what only its tokens tell."""
+    if not 1 <= len(request.inputs) <= limits.embedding_input_count:
+        yield FieldViolation(
+            "inputs", f"must have 1 to {limits.embedding_input_count} entries, has {len(request.inputs)}"
+        )
+    for index, entry in enumerate(request.inputs):
+        match entry:
+            case None:
+                yield FieldViolation(f"inputs[{index}]", "one of text and token_ids must be set")
+            case TextPrompt(text=""):
+                yield FieldViolation(f"inputs[{index}].text", "must not be empty")
+            case TokenPrompt(token_ids=()):
+                yield FieldViolation(f"inputs[{index}].token_ids", "must not be empty")
+            case TokenPrompt(token_ids=token_ids):
+                yield from _token_violation(f"inputs[{index}].token_ids.ids", token_ids, card.vocabulary_size)
+            case TextPrompt():
+                pass
+    if request.pooling is None:
+        yield FieldViolation("pooling", "must be set: the model's makers say which one it was trained for")
+    if request.dimension_count is not None and not 1 <= request.dimension_count <= hidden_size:
+        yield out_of_range("dimension_count", f"[1, {hidden_size}]", request.dimension_count)
+    yield from _at_least("truncate_token_count", request.truncate_token_count, 1)
+    yield from _common_violations(request)
 
 
 def prompt_field(request: GenerationRequest) -> str:
@@ -186,6 +210,17 @@ def _output_violations(output: OutputOptions, limits: RequestLimits) -> Violatio
         yield out_of_range("output.top_logprob_count", f"[0, {limits.top_logprob_count}]", count)
     if count > 0 and not output.token_logprobs:
         yield FieldViolation("output.top_logprob_count", f"needs token_logprobs when it is positive, is {count}")
+
+
+def _common_violations(request: GenerationRequest | EmbeddingRequest) -> Violations:
+    if request.request_id and not _is_request_id(request.request_id):
+        yield FieldViolation(
+            "request_id",
+            f"must be 1 to {_REQUEST_ID_CHARACTERS} visible ASCII characters, is {shown(request.request_id)}",
+        )
+    if request.priority is not None and request.priority not in _PRIORITY_RANGE:
+        yield out_of_range("priority", _PRIORITY_RANGE, request.priority)
+    yield from _size_violation("cache_salt", request.cache_salt, _CACHE_SALT_SIZE_BYTES)
 
 
 def _completion_violations(request: GenerationRequest, limits: RequestLimits) -> Violations:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from headrace.contract.generation import ValidRequest
+from headrace.contract.pooling import Pooling
 from headrace.router.block_pool import BlockPool
 from headrace.router.block_table import BlockTable
 from headrace.router.digest_chain import DigestChain
@@ -22,7 +23,7 @@ class KvMemory:
 
     def match(self, request: ValidRequest) -> int:
         """Returns how many of a prompt's tokens need not be computed. Changes nothing."""
-        if request.logprobs.prompt:
+        if request.logprobs.prompt or (request.pooling is not None and request.pooling.pooling is Pooling.MEAN):
             return 0
         chain = DigestChain.of(request, self._block_size)
         return len(self._hits(chain, request.prompt_token_ids)) * self._block_size

@@ -154,6 +154,13 @@ class Pipeline:
         self._validator().check(request)
         return await self._run(self._tokenize_with_spans, request)
 
+    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Returns the token ids of a text. A thread makes them: a long one must not stop the streams of others."""
+        tokenizer = self.model.tokenizer
+        return await self._run(
+            lambda given: tuple(tokenizer.encode(given, add_special_tokens=add_special_tokens)), text
+        )
+
     async def detokenize(
         self, token_ids: tuple[int, ...], *, model: str = "", include_special_tokens: bool = False
     ) -> str:

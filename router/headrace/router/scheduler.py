@@ -308,7 +308,7 @@ class Scheduler:
             table = self._kv.lease(
                 self._chains[sequence.sequence_id],
                 sequence.token_ids,
-                may_hit=not sequence.wants_prompt_logprobs,
+                may_hit=not sequence.needs_whole_prompt,
                 reserved_count=policy.growth_reserve(self._rows.values()),
             )
             if table is None:

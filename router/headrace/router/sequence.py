@@ -7,6 +7,7 @@ from typing import Final
 
 from headrace.contract.errors import ServerError
 from headrace.contract.generation import ValidRequest
+from headrace.contract.pooling import Pooling
 
 
 class SequenceState(StrEnum):
@@ -89,6 +90,12 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Whether the prompt's log-probabilities are still to be reported: they are with the first token at last."""
         return self.request.logprobs.prompt and self.generated_token_count == 0
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether every token of the prompt has to be computed, cached or not."""
+        pooling = self.request.pooling
+        return self.wants_prompt_logprobs or (pooling is not None and pooling.pooling is Pooling.MEAN)
 
     @property
     def is_suspect(self) -> bool:

@@ -23,3 +23,5 @@ class SequenceUpdate(NamedTuple):
     """Why it failed; the scheduler has dropped it then."""
     logprobs: tuple[RowLogprobs, ...]
     """Those that came back with this step. The prompt's begin anew with each admission, until the first token."""
+    vector: bytes | None = None
+    """Its pooled hidden states, with the end POOLED: float32, little-endian."""

@@ -68,6 +68,7 @@ class StepDraft:
             logprobs=replace(request.logprobs, prompt=sequence.wants_prompt_logprobs),
             constraint=request.constraint,
             adapter=request.adapter,
+            pooling=request.pooling,
         )
 
     def drop(self, row: Row) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from headrace.contract.errors import ShardLost
-from headrace.contract.step import RowLogprobs, StepResult
+from headrace.contract.step import RowEnd, RowLogprobs, StepResult
 from headrace.router.row import Row
 from headrace.router.sequence import SequenceState
 from headrace.router.sequence_update import SequenceUpdate
@@ -49,6 +49,7 @@ class UnansweredStep:
         logprobs: dict[int, tuple[RowLogprobs, ...]] = {}
         for entry in result.logprobs:
             logprobs[entry.row] = (*logprobs.get(entry.row, ()), entry)
+        vectors = {vector.row: vector.values for vector in result.vectors}
         ended = SequenceState.ENDED
         updates: list[SequenceUpdate] = []
         offset = 0
@@ -60,10 +61,19 @@ class UnansweredStep:
                 continue
             if token_ids:
                 row.receive(token_ids)
+            elif number in vectors:
+                row.note_computed(row.sequence.request.prompt_token_count)
             elif number not in errors and number not in logprobs:
                 continue
             updates.append(
-                SequenceUpdate(row.sequence, token_ids, ends.get(number), errors.get(number), logprobs.get(number, ()))
+                SequenceUpdate(
+                    row.sequence,
+                    token_ids,
+                    ends.get(number),
+                    errors.get(number),
+                    logprobs.get(number, ()),
+                    vectors.get(number),
+                )
             )
         return updates
 
@@ -81,6 +91,7 @@ class UnansweredStep:
         over = {*result.ended_rows, *(error.row for error in result.errors)}
         if not (over | {entry.row for entry in result.logprobs}).issubset(range(row_count)):
             yield f"it names a row that is not among {row_count}"
+        yield from self._pooling_problems(result)
         # A steady batch needs no closer look; and what a discarded step's rows were is not known any more.
         if self.is_discarded or not (self.held or self.partial or 0 in result.token_counts):
             return
@@ -90,3 +101,13 @@ class UnansweredStep:
             is_excused = row.sequence.state is SequenceState.ENDED or (number in over and not has_sampled)
             if has_sampled is not must_sample and not is_excused:
                 yield f"row {number} returns {token_count} tokens"
+
+    def _pooling_problems(self, result: StepResult) -> Iterator[str]:
+        pooled: list[int] = []
+        for number, end in zip(result.ended_rows, result.row_ends, strict=True):
+            if end is RowEnd.POOLED:
+                pooled.append(number)
+            if not self.is_discarded and (end is RowEnd.POOLED) is (self.rows[number].sequence.request.pooling is None):
+                yield f"row {number} ends with {end.name}"
+        if pooled != [vector.row for vector in result.vectors]:
+            yield f"it has vectors of {len(result.vectors)} rows, and {len(pooled)} ended with one"

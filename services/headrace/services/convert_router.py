@@ -1,6 +1,8 @@
 """Converts what the router knows of its models and replicas to `headrace.v1`."""
 
+from headrace.contract.engine import EngineDescription
 from headrace.contract.sampling import SamplingOptions
+from headrace.router.field_checks import RequestLimits
 from headrace.router.pipeline import Capabilities, ServedModel
 from headrace.router.replica import ReplicaState, ReplicaStatus
 from headrace.router.stats import SchedulerStats
@@ -59,6 +61,7 @@ def model_to_proto(model: ServedModel, capabilities: Capabilities, *, message_si
         supported_fields=sorted(capabilities.validator.supported_fields),
         end_of_sequence_token_ids=card.end_of_sequence_token_ids,
         has_chat_template=model.template is not None,
+        embedding=_embedding_to_proto(description, limits) if description.hidden_size else None,
     )
 
 
@@ -72,6 +75,14 @@ def replica_to_proto(status: ReplicaStatus, model: str) -> pb.Replica:
         detail=status.detail,
         load=_load_to_proto(status.stats, status.profile),
         restart_count=status.restart_count,
+    )
+
+
+def _embedding_to_proto(description: EngineDescription, limits: RequestLimits) -> pb.EmbeddingLimits:
+    return pb.EmbeddingLimits(
+        dimension_count=description.hidden_size,
+        input_count=limits.embedding_input_count,
+        token_count=limits.prompt_token_count,
     )
 
 

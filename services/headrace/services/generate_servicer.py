@@ -10,8 +10,7 @@ from headrace.contract.generation import GenerationEvent, GenerationStarted
 from headrace.router.pipeline import Pipeline
 from headrace.services.convert_event import event_to_proto, response_to_proto
 from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
-from headrace.services.in_flight import current_call
-from headrace.services.interceptors import REQUEST_ID
+from headrace.services.interceptors import name_call
 from headrace.services.stall_watch import StallWatch
 from headrace.v1 import generate_service_pb2 as pb
 from headrace.v1 import generate_service_pb2_grpc
@@ -29,13 +28,13 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> pb.GenerateResponse:
         """Returns whole completions."""
-        _name_call(request.request_id)
+        name_call(request.request_id)
         asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
         events: list[GenerationEvent] = []
         async with aclosing(self._pipeline.generate(asked)) as generation:
             async for event in generation:
                 if isinstance(event, GenerationStarted):
-                    _name_call(event.request_id)
+                    name_call(event.request_id)
                 events.append(event)
         return response_to_proto(events)
 
@@ -47,13 +46,13 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateStreamResponse],
     ) -> None:
         """Streams completions as their tokens are sampled."""
-        _name_call(request.request_id)
+        name_call(request.request_id)
         asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
         with self._stall_watch.guard() as guard:
             async with aclosing(self._pipeline.generate(asked)) as generation:
                 async for event in generation:
                     if isinstance(event, GenerationStarted):
-                        _name_call(event.request_id)
+                        name_call(event.request_id)
                     await guard.write(context.write(event_to_proto(event)))
 
     async def Tokenize(  # noqa: N802
@@ -86,9 +85,3 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
     def _deadline_s(self, remaining_s: float | None) -> float | None:
         """Returns the caller's deadline as a moment on our clock."""
         return None if remaining_s is None else self._clock.now() + remaining_s
-
-
-def _name_call(request_id: str) -> None:
-    """Makes the log and the errors of this call carry the id of its request, if that is one."""
-    if REQUEST_ID.fullmatch(request_id):
-        current_call().rename(request_id)

@@ -15,7 +15,7 @@ from grpc.aio import ServicerContext
 
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.errors import HeadraceError
-from headrace.services.in_flight import Call, InFlightCalls
+from headrace.services.in_flight import Call, InFlightCalls, current_call
 from headrace.services.log import Event, bind_request, logger
 from headrace.services.request_decoding import decode_request
 from headrace.services.status import CallStatus, internal_status, status_of
@@ -33,6 +33,12 @@ _Context = ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behaviour = Callable[[Any, _Context], Any]
 _Decode = Callable[[Any], Any]
+
+
+def name_call(request_id: str) -> None:
+    """Makes the log and the errors of the call at hand carry the id of its request, if that is one."""
+    if REQUEST_ID.fullmatch(request_id):
+        current_call().rename(request_id)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):

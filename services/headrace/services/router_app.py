@@ -10,18 +10,22 @@ from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector
 from headrace.contract.errors import Draining
 from headrace.router.admission import Admission, AdmissionLimits
+from headrace.router.embedding_pipeline import EmbeddingPipeline
 from headrace.router.pipeline import Pipeline, ServedModel
 from headrace.router.replica import SchedulingOptions
 from headrace.router.replicas import ReplicaSet
 from headrace.router.reporting import Report
 from headrace.services.address import Address
 from headrace.services.channel_options import ServerLimits
+from headrace.services.embedding_servicer import EmbeddingServicer
 from headrace.services.generate_servicer import GenerateServicer
 from headrace.services.grpc_server import DrainTimes, GrpcServer
 from headrace.services.health_servicer import HealthServicer
 from headrace.services.router_servicer import RouterServicer
 from headrace.services.stall_watch import StallWatch
 from headrace.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
     generate_service_pb2,
     generate_service_pb2_grpc,
     health_service_pb2,
@@ -82,6 +86,7 @@ class RouterApp:
             new_request_id=lambda: secrets.token_hex(16),
             new_seed=lambda: secrets.randbits(64),
         )
+        self._embeddings = EmbeddingPipeline(self.pipeline)
         self._stall_watch = StallWatch(options.stall_timeout_s, clock)
         self.server = GrpcServer(options.server, allows_remote_plaintext=options.allows_remote_plaintext, clock=clock)
         self._add_services()
@@ -128,11 +133,16 @@ class RouterApp:
 
     def _add_services(self) -> None:
         generate = GenerateServicer(self.pipeline, self._stall_watch, self._clock)
+        embedding = EmbeddingServicer(self._embeddings, self._clock)
         router = RouterServicer(self.pipeline, message_size_bytes=self._options.server.message_size_limit_bytes)
         health = HealthServicer(self.pipeline, self._clock)
         self.server.add(
             generate_service_pb2.DESCRIPTOR.services_by_name["GenerateService"],
             lambda server: generate_service_pb2_grpc.add_GenerateServiceServicer_to_server(generate, server),
+        )
+        self.server.add(
+            embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
+            lambda server: embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server),
         )
         self.server.add(
             router_service_pb2.DESCRIPTOR.services_by_name["RouterService"],

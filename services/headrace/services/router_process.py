@@ -110,6 +110,7 @@ def load_served_model(settings: RouterOnlySettings) -> ServedModel:
             context_token_count=context,
             prompt_token_count=min(settings.prompt_token_limit or context, context - 1),
             completion_count=settings.completion_limit,
+            embedding_input_count=settings.embedding_input_limit,
         ),
     )
 

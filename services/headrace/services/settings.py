@@ -117,9 +117,11 @@ class RouterOnlySettings(CommonSettings):
     """Longest prompt in tokens; 0 is what the context leaves room for."""
     completion_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-best-of"]})] = 16
     """Most completions of one prompt that a request may ask for, those that `best_of` leaves out included."""
+    embedding_input_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-client-batch-size"]})] = 64
+    """Most inputs of one request for embeddings."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back. One for several
-    completions counts as several."""
+    completions or embeddings counts as several."""
     waiting_token_limit: PositiveInt = 262_144
     """Most prompt tokens that the waiting requests hold together."""
     prefill_chunk_token_limit: PositiveInt = 512

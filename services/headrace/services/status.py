@@ -26,6 +26,7 @@ from headrace.contract.errors import (
     ReaderStalled,
     ReplicaBusy,
     ReplicaNotFound,
+    RequestAborted,
     RequestError,
     RequestRefused,
     RowFailed,
@@ -64,6 +65,7 @@ CODES: dict[type[HeadraceError], grpc.StatusCode] = {
     # Not UNAVAILABLE or ABORTED: generic clients retry those, and it would kill the next shard.
     RequestRefused: grpc.StatusCode.FAILED_PRECONDITION,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RequestAborted: grpc.StatusCode.CANCELLED,
     ReaderStalled: grpc.StatusCode.CANCELLED,
     ServerError: grpc.StatusCode.INTERNAL,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,

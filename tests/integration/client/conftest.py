@@ -13,14 +13,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from headrace.v1 import generate_service_pb2 as pb
 from headrace.v1 import (
+    embedding_service_pb2_grpc,
     generate_service_pb2_grpc,
     health_service_pb2,
     health_service_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
 )
+from headrace.v1 import generate_service_pb2 as pb
 
 ResponseT = TypeVar("ResponseT")
 Context = grpc.aio.ServicerContext
@@ -193,6 +194,11 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
             raise
 
 
+class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.Embed = method_of(script, "Embed")
+
+
 class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
     def __init__(self, script: Script) -> None:
         service = health_service_pb2.DESCRIPTOR.services_by_name["HealthService"]
@@ -222,6 +228,7 @@ async def serve_script() -> AsyncIterator[ScriptedServer]:
     grpc_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     health_servicer = health.aio.HealthServicer()
     generate_service_pb2_grpc.add_GenerateServiceServicer_to_server(GenerateServicer(script), grpc_server)
+    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(script), grpc_server)
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(script), grpc_server)
     health_service_pb2_grpc.add_HealthServiceServicer_to_server(HealthServicer(script), grpc_server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)

@@ -14,6 +14,9 @@ from headrace.client import (
     AsyncClient,
     Client,
     ComponentHealth,
+    Embedding,
+    EmbeddingLimits,
+    Embeddings,
     FeatureUnsupported,
     Health,
     HealthCheck,
@@ -33,6 +36,7 @@ from headrace.client import (
     TextSpan,
     Tokenization,
 )
+from headrace.v1 import embedding_service_pb2 as embedding_pb
 from headrace.v1 import generate_service_pb2 as generate_pb
 from headrace.v1 import health_service_pb2 as health_pb
 from headrace.v1 import router_service_pb2 as router_pb
@@ -120,6 +124,7 @@ MODEL_PB = router_pb.Model(
     supported_fields=["sampling.top_p"],
     end_of_sequence_token_ids=[2],
     has_chat_template=True,
+    embedding=router_pb.EmbeddingLimits(dimension_count=10, input_count=11, token_count=12),
 )
 MODEL = Model(
     name="m",
@@ -144,6 +149,7 @@ MODEL = Model(
     supported_fields=("sampling.top_p",),
     end_of_sequence_token_ids=(2,),
     has_chat_template=True,
+    embedding=EmbeddingLimits(dimension_count=10, input_count=11, token_count=12),
 )
 WELL = ComponentHealth(
     state=HealthState.NOT_SERVING, checks=(HealthCheck(name="shard_connected", passed=False, detail="refused"),)
@@ -189,6 +195,37 @@ OPERATIONS = [
         ),
         answered=generate_pb.TokenizeResponse(token_ids=[5], text="<user>Hi"),
         result=Tokenization(token_ids=(5,), text="<user>Hi", spans=()),
+    ),
+    Operation(
+        name="embed",
+        arguments=(["Once", [5, 6]],),
+        options={"pooling": "mean", "normalize": False, "dimension_count": 2, "truncate_token_count": 3, "priority": 0},
+        rpc="Embed",
+        asked=embedding_pb.EmbedRequest(
+            inputs=[{"text": "Once"}, {"token_ids": {"ids": [5, 6]}}],
+            pooling=embedding_pb.POOLING_MEAN,
+            normalize=False,
+            dimension_count=2,
+            truncate_token_count=3,
+            priority=0,
+        ),
+        answered=embedding_pb.EmbedResponse(
+            request_id="r",
+            model="m",
+            embeddings=[{"values": [0.5, -1.0], "token_count": 3}, {"values": [0.0, 2.0], "token_count": 2}],
+            usage=embedding_pb.EmbeddingUsage(token_count=5, cached_token_count=1),
+            queued=Duration(nanos=250_000_000),
+            computed=Duration(seconds=2),
+        ),
+        result=Embeddings(
+            request_id="r",
+            model="m",
+            embeddings=(Embedding(values=(0.5, -1.0), token_count=3), Embedding(values=(0.0, 2.0), token_count=2)),
+            token_count=5,
+            cached_token_count=1,
+            queued_s=0.25,
+            computed_s=2.0,
+        ),
     ),
     Operation(
         name="detokenize",

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.client import ROUND_ROBIN_SERVICE_CONFIG_JSON, SERVICE_CONFIG_JSON
 from headrace.client.channel import Connection
-from headrace.v1 import generate_service_pb2, health_service_pb2, router_service_pb2
+from headrace.v1 import embedding_service_pb2, generate_service_pb2, health_service_pb2, router_service_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULTS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def test_the_shipped_file_is_the_config_that_the_clients_use() -> None:
 def test_the_service_config_names_methods_that_exist_and_repeats_nothing_with_an_effect() -> None:
     methods = {
         (service.full_name, method)
-        for module in (generate_service_pb2, router_service_pb2, health_service_pb2)
+        for module in (embedding_service_pb2, generate_service_pb2, router_service_pb2, health_service_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods_by_name
     }

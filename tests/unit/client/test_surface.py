@@ -12,7 +12,7 @@ import headrace.client
 from headrace.client import AsyncClient, AsyncGenerationStream, Client, GenerationStream, calls
 from headrace.client.calls import Call
 from headrace.contract import errors
-from headrace.v1 import generate_service_pb2, health_service_pb2, router_service_pb2
+from headrace.v1 import embedding_service_pb2, generate_service_pb2, health_service_pb2, router_service_pb2
 
 PAIRS = [(AsyncClient, Client), (AsyncGenerationStream, GenerationStream)]
 SERVER_SIDE = {"PlanRejected", "StartupError"}
@@ -70,7 +70,7 @@ def test_every_error_that_a_caller_can_see_is_exported() -> None:
 def methods() -> dict[str, MethodDescriptor]:
     services = [
         service
-        for module in (generate_service_pb2, router_service_pb2, health_service_pb2)
+        for module in (embedding_service_pb2, generate_service_pb2, router_service_pb2, health_service_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     ]
     return {
@@ -85,6 +85,7 @@ EXAMPLES: dict[Callable[..., Call[Any, Any]], tuple[Any, ...]] = {
     calls.chat: ([], {}),
     calls.stream: ("Once", {}),
     calls.chat_stream: ([], {}),
+    calls.embed: (["Once", [1, 2]], "mean", {}),
     calls.tokenize: ("Once", {}),
     calls.tokenize_chat: ([], {}),
     calls.get_model: ("m",),

@@ -41,6 +41,7 @@ from headrace.client.errors import ServerStatusError, ServerUnreachable, StreamB
 from headrace.client.operations import (
     Adapter,
     ComponentHealth,
+    EmbeddingLimits,
     Health,
     HealthCheck,
     HealthState,
@@ -54,12 +55,21 @@ from headrace.client.operations import (
     ReplicaState,
     StepProfile,
 )
-from headrace.client.options import CallOptions, ChatOptions, GenerateOptions, TokenizeChatOptions, TokenizeOptions
-from headrace.client.requests import Prompt
+from headrace.client.options import (
+    CallOptions,
+    ChatOptions,
+    EmbedOptions,
+    GenerateOptions,
+    TokenizeChatOptions,
+    TokenizeOptions,
+)
+from headrace.client.requests import PoolingLike, Prompt
 from headrace.client.results import (
     Completion,
     CompletionEnd,
     Delta,
+    Embedding,
+    Embeddings,
     Finished,
     FinishReason,
     Generation,
@@ -92,6 +102,7 @@ from headrace.contract.errors import (
     ReaderStalled,
     ReplicaBusy,
     ReplicaNotFound,
+    RequestAborted,
     RequestError,
     RequestRefused,
     RowFailed,
@@ -99,6 +110,7 @@ from headrace.contract.errors import (
     ShardLost,
     Unauthenticated,
 )
+from headrace.contract.pooling import Pooling
 from headrace.contract.sampling import LengthPenalty, SamplingOptions
 
 __all__ = [
@@ -122,6 +134,10 @@ __all__ = [
     "DuplicateReplica",
     "DuplicateRequest",
     "EbnfGrammar",
+    "EmbedOptions",
+    "Embedding",
+    "EmbeddingLimits",
+    "Embeddings",
     "FeatureUnsupported",
     "FieldViolation",
     "FinishReason",
@@ -148,6 +164,8 @@ __all__ = [
     "ModelNotFound",
     "NamedTool",
     "NotReady",
+    "Pooling",
+    "PoolingLike",
     "ProbeResult",
     "Prompt",
     "QueueFull",
@@ -160,6 +178,7 @@ __all__ = [
     "ReplicaLoad",
     "ReplicaNotFound",
     "ReplicaState",
+    "RequestAborted",
     "RequestError",
     "RequestRefused",
     "RowFailed",

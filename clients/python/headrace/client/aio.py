@@ -25,13 +25,14 @@ from headrace.client.operations import Adapter, Health, Load, Model, ProbeResult
 from headrace.client.options import (
     CallOptions,
     ChatOptions,
+    EmbedOptions,
     GenerateOptions,
     TokenizeChatOptions,
     TokenizeOptions,
     check_names,
 )
-from headrace.client.requests import Prompt
-from headrace.client.results import Generation, Tokenization
+from headrace.client.requests import PoolingLike, Prompt
+from headrace.client.results import Embeddings, Generation, Tokenization
 
 
 class AsyncClient:
@@ -138,6 +139,22 @@ class AsyncClient:
             InvalidRequest: a value does not fit its field.
         """
         return self._stream(calls.chat_stream(messages, options), options)
+
+    async def embed(
+        self, inputs: str | Sequence[Prompt], *, pooling: PoolingLike, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """Turns texts, or token ids used as they are, into vectors made of the model's hidden states.
+
+        `pooling` is `"mean"` or `"last"`: which one gives good vectors depends on what the model was trained for.
+        All options are listed at `EmbedOptions`.
+
+        Raises:
+            InvalidRequest: a value is out of range; `violations` name the fields and limits.
+            FeatureUnsupported: the engine has no embeddings.
+            RequestAborted: someone called `abort`.
+            HeadraceError: as `generate`.
+        """
+        return await self._channel.unary(calls.embed(inputs, pooling, options), options)
 
     async def tokenize(self, text: str, **options: Unpack[TokenizeOptions]) -> Tokenization:
         """Returns the token ids of a text, exactly as `generate` would use them.

@@ -12,9 +12,10 @@ from google.protobuf.message import Message
 from headrace.client import convert, requests
 from headrace.client.chat import MessageLike
 from headrace.client.operations import Adapter, Health, Load, Model, ProbeResult, Replica
-from headrace.client.options import ChatOptions, GenerateOptions, TokenizeChatOptions, TokenizeOptions
-from headrace.client.requests import Prompt
-from headrace.client.results import Generation, Tokenization
+from headrace.client.options import ChatOptions, EmbedOptions, GenerateOptions, TokenizeChatOptions, TokenizeOptions
+from headrace.client.requests import PoolingLike, Prompt
+from headrace.client.results import Embeddings, Generation, Tokenization
+from headrace.v1 import embedding_service_pb2 as embedding_pb
 from headrace.v1 import generate_service_pb2 as generate_pb
 from headrace.v1 import health_service_pb2 as health_pb
 from headrace.v1 import router_service_pb2 as router_pb
@@ -38,6 +39,7 @@ class Call(Generic[ResponseT, ResultT]):
 
 
 _GENERATE = "/headrace.v1.GenerateService/"
+_EMBEDDING = "/headrace.v1.EmbeddingService/"
 _ROUTER = "/headrace.v1.RouterService/"
 _HEALTH = "/headrace.v1.HealthService/"
 
@@ -63,6 +65,16 @@ def stream(prompt: Prompt, options: GenerateOptions) -> StreamCall:
 def chat_stream(messages: Sequence[MessageLike], options: ChatOptions) -> StreamCall:
     """Streams from a conversation."""
     return _stream(requests.chat_request(messages, options))
+
+
+def embed(
+    inputs: str | Sequence[Prompt], pooling: PoolingLike, options: EmbedOptions
+) -> Call[embedding_pb.EmbedResponse, Embeddings]:
+    """Turns texts or token ids into vectors."""
+    request = requests.embed_request(inputs, pooling, options)
+    return Call(
+        f"{_EMBEDDING}Embed", request, embedding_pb.EmbedResponse, convert.embeddings_from_proto, request.request_id
+    )
 
 
 def tokenize(text: str, options: TokenizeOptions) -> Call[generate_pb.TokenizeResponse, Tokenization]:

@@ -11,6 +11,7 @@ from headrace.client.chat import ToolCall
 from headrace.client.operations import (
     Adapter,
     ComponentHealth,
+    EmbeddingLimits,
     Health,
     HealthCheck,
     HealthState,
@@ -28,6 +29,8 @@ from headrace.client.results import (
     Completion,
     CompletionEnd,
     Delta,
+    Embedding,
+    Embeddings,
     Finished,
     FinishReason,
     Generation,
@@ -40,6 +43,7 @@ from headrace.client.results import (
     Usage,
 )
 from headrace.contract.sampling import LengthPenalty, SamplingOptions
+from headrace.v1 import embedding_service_pb2 as embedding_pb
 from headrace.v1 import generate_service_pb2 as generate_pb
 from headrace.v1 import health_service_pb2 as health_pb
 from headrace.v1 import router_service_pb2 as router_pb
@@ -111,6 +115,22 @@ def finished_from_proto(finished: generate_pb.GenerationFinished) -> Finished:
     )
 
 
+def embeddings_from_proto(response: embedding_pb.EmbedResponse) -> Embeddings:
+    """Returns the vectors of an answer."""
+    return Embeddings(
+        request_id=response.request_id,
+        model=response.model,
+        embeddings=tuple(
+            Embedding(values=tuple(embedding.values), token_count=embedding.token_count)
+            for embedding in response.embeddings
+        ),
+        token_count=response.usage.token_count,
+        cached_token_count=response.usage.cached_token_count,
+        queued_s=_seconds(response.queued),
+        computed_s=_seconds(response.computed),
+    )
+
+
 def tokenization_from_proto(response: generate_pb.TokenizeResponse) -> Tokenization:
     """Returns the token ids of a prompt."""
     return Tokenization(
@@ -147,6 +167,7 @@ def model_from_proto(model: router_pb.Model) -> Model:
         has_chat_template=model.has_chat_template,
         tool_format=model.tool_format,
         reasoning_format=model.reasoning_format,
+        embedding=_embedding_limits(model.embedding) if model.HasField("embedding") else None,
     )
 
 
@@ -225,6 +246,14 @@ def probe_from_proto(response: health_pb.ProbeResponse) -> ProbeResult:
     """Returns the outcome of a probe."""
     return ProbeResult(
         replica_id=response.replica_id, token_id=response.token_id, duration_s=_seconds(response.duration)
+    )
+
+
+def _embedding_limits(limits: router_pb.EmbeddingLimits) -> EmbeddingLimits:
+    return EmbeddingLimits(
+        dimension_count=limits.dimension_count,
+        input_count=limits.input_count,
+        token_count=limits.token_count,
     )
 
 

@@ -30,6 +30,18 @@ class ModelLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingLimits:
+    """What `embed` takes."""
+
+    dimension_count: int
+    """Numbers in a vector."""
+    input_count: int
+    """Most inputs of one request."""
+    token_count: int
+    """Longest input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A served model."""
 
@@ -55,6 +67,8 @@ class Model:
     """How it writes tool calls: `hermes`, `llama3` or `mistral`. Empty if its calls stay in the text."""
     reasoning_format: str = ""
     """How it marks its reasoning: `think` or `mistral`. Empty if its reasoning is not told apart."""
+    embedding: EmbeddingLimits | None = None
+    """None if the engine has no embeddings."""
 
 
 class ReplicaState(StrEnum):

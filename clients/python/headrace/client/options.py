@@ -129,6 +129,29 @@ class ChatOptions(GenerateOptions, TemplateOptions, total=False):
     """What `chat` and `chat_stream` take beside the messages."""
 
 
+class EmbedOptions(CallOptions, total=False):
+    """What `embed` takes beside the inputs and the pooling."""
+
+    model: str | None
+    """As in `GenerateOptions`."""
+    request_id: str | None
+    """As in `GenerateOptions`."""
+    normalize: bool | None
+    """Whether vectors are scaled to length 1; True by default."""
+    dimension_count: int | None
+    """Keeps only this many of a vector's first numbers, before it is scaled: for models that were trained so."""
+    truncate_token_count: int | None
+    """Keeps only this many of each input's first tokens, in place of refusing an input that is too long."""
+    add_special_tokens: bool | None
+    """Whether the tokenizer adds its special tokens to texts; True by default."""
+    adapter: str | None
+    """As in `GenerateOptions`."""
+    priority: int | None
+    """As in `GenerateOptions`."""
+    cache_salt: str | None
+    """As in `GenerateOptions`."""
+
+
 class TokenizeOptions(CallOptions, total=False):
     """What `tokenize` takes beside the text."""
 

@@ -1,6 +1,7 @@
 """From the keywords of a call to the messages of `headrace.v1`."""
 
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
@@ -19,6 +20,7 @@ from headrace.client.chat import (
 from headrace.client.constraint import constraint_to_proto, watermark_to_proto
 from headrace.client.options import (
     ChatOptions,
+    EmbedOptions,
     GenerateOptions,
     TemplateOptions,
     TokenizeChatOptions,
@@ -26,8 +28,10 @@ from headrace.client.options import (
     check_names,
 )
 from headrace.contract.errors import InvalidRequest
+from headrace.contract.pooling import Pooling
 from headrace.contract.sampling import LengthPenalty
 from headrace.v1 import chat_pb2 as chat_pb
+from headrace.v1 import embedding_service_pb2 as embedding_pb
 from headrace.v1 import generate_service_pb2 as generate_pb
 from headrace.v1 import sampling_pb2 as sampling_pb
 
@@ -45,6 +49,23 @@ _REQUEST_FIELDS = (
     "truncate_prompt_token_count",
     "add_special_tokens",
 )
+
+PoolingLike = Pooling | Literal["mean", "last"]
+"""How hidden states become one vector: a `Pooling`, or its name."""
+
+_EMBED_FIELDS = (
+    "model",
+    "request_id",
+    "normalize",
+    "dimension_count",
+    "truncate_token_count",
+    "add_special_tokens",
+    "adapter",
+    "priority",
+    "cache_salt",
+)
+
+_POOLINGS = {Pooling.MEAN: embedding_pb.POOLING_MEAN, Pooling.LAST: embedding_pb.POOLING_LAST}
 
 _TOOL_CHOICE_MODES = {
     "auto": chat_pb.TOOL_CHOICE_MODE_AUTO,
@@ -80,6 +101,31 @@ def chat_request(messages: Sequence[MessageLike], options: ChatOptions) -> gener
     check_names(options, ChatOptions)
     request = _request(options)
     request.chat.CopyFrom(_chat_prompt(messages, options))
+    return request
+
+
+def embed_request(
+    inputs: str | Sequence[Prompt], pooling: PoolingLike, options: EmbedOptions
+) -> embedding_pb.EmbedRequest:
+    """Returns the request for the vectors of texts or token ids.
+
+    Raises:
+        InvalidRequest, TypeError: as `generate_request`.
+    """
+    check_names(options, EmbedOptions)
+    request = embedding_pb.EmbedRequest()
+    _fill(request, "", {name: options.get(name) for name in _EMBED_FIELDS})
+    if pooling not in _POOLINGS:
+        raise InvalidRequest.of("pooling", f"must be one of {', '.join(_POOLINGS)}, not {pooling!r}")
+    request.pooling = _POOLINGS[Pooling(pooling)]
+    # A text is a sequence of texts too; nobody means its characters.
+    for index, entry in enumerate((inputs,) if isinstance(inputs, str) else inputs):
+        target = request.inputs.add()
+        if isinstance(entry, str):
+            _fill(target, f"inputs[{index}].", {"text": entry})
+        else:
+            _fill(target.token_ids, f"inputs[{index}].token_ids.", {"ids": entry})
+            target.token_ids.SetInParent()
     return request
 
 

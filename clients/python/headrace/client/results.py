@@ -230,6 +230,40 @@ class Finished:
         return self.ends[0].reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The vector of one input."""
+
+    values: tuple[float, ...]
+    """Its numbers, of float32 precision."""
+    token_count: int
+    """Length of the input in tokens, after truncation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """The answer to `embed`."""
+
+    request_id: str
+    model: str
+    """Name of the model that answered."""
+    embeddings: tuple[Embedding, ...]
+    """One for each input, in their order."""
+    token_count: int
+    """Tokens of all inputs, after truncation."""
+    cached_token_count: int
+    """Those of them that were found in the prefix cache."""
+    queued_s: float
+    """From arrival until its first step was planned."""
+    computed_s: float
+    """From then until the last vector."""
+
+    @property
+    def vectors(self) -> tuple[tuple[float, ...], ...]:
+        """The numbers alone, in the order of the inputs."""
+        return tuple(embedding.values for embedding in self.embeddings)
+
+
 @dataclass(frozen=True, slots=True)
 class TextSpan:
     """A half-open range of bytes in a UTF-8 text."""

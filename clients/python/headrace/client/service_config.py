@@ -9,6 +9,7 @@ full says when to come back (`grpc-retry-pushback-ms`), and the channel obeys.
 import json
 
 _GENERATE_SERVICE = "headrace.v1.GenerateService"
+_EMBEDDING_SERVICE = "headrace.v1.EmbeddingService"
 _ROUTER_SERVICE = "headrace.v1.RouterService"
 _HEALTH_SERVICE = "headrace.v1.HealthService"
 
@@ -30,6 +31,7 @@ SERVICE_CONFIG: dict[str, object] = {
         {
             "name": [
                 {"service": _GENERATE_SERVICE},
+                {"service": _EMBEDDING_SERVICE},
                 {"service": _HEALTH_SERVICE},
                 *({"service": _ROUTER_SERVICE, "method": method} for method in _REPEATABLE_OPERATIONS),
             ],

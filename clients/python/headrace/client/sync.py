@@ -21,13 +21,14 @@ from headrace.client.operations import Adapter, Health, Load, Model, ProbeResult
 from headrace.client.options import (
     CallOptions,
     ChatOptions,
+    EmbedOptions,
     GenerateOptions,
     TokenizeChatOptions,
     TokenizeOptions,
     check_names,
 )
-from headrace.client.requests import Prompt
-from headrace.client.results import Generation, Tokenization
+from headrace.client.requests import PoolingLike, Prompt
+from headrace.client.results import Embeddings, Generation, Tokenization
 from headrace.client.sync_channel import SyncChannel
 from headrace.client.sync_stream import GenerationStream
 
@@ -140,6 +141,22 @@ class Client:
             InvalidRequest: a value does not fit its field.
         """
         return self._stream(calls.chat_stream(messages, options), options)
+
+    def embed(
+        self, inputs: str | Sequence[Prompt], *, pooling: PoolingLike, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """Turns texts, or token ids used as they are, into vectors made of the model's hidden states.
+
+        `pooling` is `"mean"` or `"last"`: which one gives good vectors depends on what the model was trained for.
+        All options are listed at `EmbedOptions`.
+
+        Raises:
+            InvalidRequest: a value is out of range; `violations` name the fields and limits.
+            FeatureUnsupported: the engine has no embeddings.
+            RequestAborted: someone called `abort`.
+            HeadraceError: as `generate`.
+        """
+        return self._channel.unary(calls.embed(inputs, pooling, options), options)
 
     def tokenize(self, text: str, **options: Unpack[TokenizeOptions]) -> Tokenization:
         """Returns the token ids of a text, exactly as `generate` would use them.

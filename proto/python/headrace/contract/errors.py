@@ -14,6 +14,7 @@
     │   ├── Forbidden
     │   ├── RequestRefused           the request brought shards down
     │   ├── DeadlineExceeded         ran out of the caller's time
+    │   ├── RequestAborted           ended by `Abort`, and half an answer is none
     │   └── ReaderStalled            the caller stopped reading
     └── ServerError                  ours
         ├── QueueFull                come back later
@@ -151,6 +152,12 @@ class DeadlineExceeded(RequestError):
     """The caller's deadline passed."""
 
     reason = "DEADLINE_EXCEEDED"
+
+
+class RequestAborted(RequestError):
+    """Someone ended the request by its id, and what it had so far is no answer."""
+
+    reason = "REQUEST_ABORTED"
 
 
 class ReaderStalled(RequestError):

@@ -142,6 +142,7 @@ class Model(google.protobuf.message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: builtins.int
     TOOL_FORMAT_FIELD_NUMBER: builtins.int
     REASONING_FORMAT_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name that requests use."""
     engine: builtins.str
@@ -183,6 +184,10 @@ class Model(google.protobuf.message.Message):
     def end_of_sequence_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids that end a completion."""
 
+    @property
+    def embedding(self) -> Global___EmbeddingLimits:
+        """What `EmbeddingService.Embed` takes. Unset if the engine has no embeddings."""
+
     def __init__(
         self,
         *,
@@ -198,12 +203,39 @@ class Model(google.protobuf.message.Message):
         has_chat_template: builtins.bool = ...,
         tool_format: builtins.str = ...,
         reasoning_format: builtins.str = ...,
+        embedding: Global___EmbeddingLimits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "limits", b"limits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "architecture", b"architecture", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "has_chat_template", b"has_chat_template", "limits", b"limits", "name", b"name", "reasoning_format", b"reasoning_format", "supported_fields", b"supported_fields", "tool_format", b"tool_format", "weight_type", b"weight_type"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "embedding", b"embedding", "limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count", "architecture", b"architecture", "default_max_new_token_count", b"default_max_new_token_count", "default_sampling", b"default_sampling", "embedding", b"embedding", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "has_chat_template", b"has_chat_template", "limits", b"limits", "name", b"name", "reasoning_format", b"reasoning_format", "supported_fields", b"supported_fields", "tool_format", b"tool_format", "weight_type", b"weight_type"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_default_max_new_token_count", b"_default_max_new_token_count"]) -> typing.Literal["default_max_new_token_count"] | None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class EmbeddingLimits(google.protobuf.message.Message):
+    """What embedding requests may ask for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIMENSION_COUNT_FIELD_NUMBER: builtins.int
+    INPUT_COUNT_FIELD_NUMBER: builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    dimension_count: builtins.int
+    """Numbers in a vector."""
+    input_count: builtins.int
+    """Most inputs of one request."""
+    token_count: builtins.int
+    """Longest input, in tokens."""
+    def __init__(
+        self,
+        *,
+        dimension_count: builtins.int = ...,
+        input_count: builtins.int = ...,
+        token_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension_count", b"dimension_count", "input_count", b"input_count", "token_count", b"token_count"]) -> None: ...
+
+Global___EmbeddingLimits: typing_extensions.TypeAlias = EmbeddingLimits
 
 @typing.final
 class ModelLimits(google.protobuf.message.Message):
