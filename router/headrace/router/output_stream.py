@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from headrace.contract.errors import HeadraceError
 from headrace.contract.generation import (
@@ -30,8 +31,8 @@ class OutputStream:
             is_held: Whether deltas stay here until `release` says which of the completions are wanted.
         """
         self._started: GenerationStarted | None = None
-        self._pending: dict[int, _Pending] = {}
-        """By index of the completion; the one that has waited longest is first."""
+        self._pending: dict[int, GenerationDelta | _Pile] = {}
+        """By index of the completion; the one that has waited longest is first. A quick reader never meets a pile."""
         self._is_held = is_held
         self._end: GenerationFinished | HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -59,19 +60,19 @@ class OutputStream:
             return
         pending = self._pending.get(index)
         if pending is None:
-            pending = self._pending[index] = _Pending()
-        if text:
-            pending.texts.append(text)
-        pending.token_ids.extend(token_ids)
-        if logprobs:
-            pending.logprobs.extend(logprobs)
+            self._pending[index] = GenerationDelta(text=text, token_ids=token_ids, logprobs=logprobs, index=index)
+        else:
+            if isinstance(pending, GenerationDelta):
+                pending = self._pending[index] = _Pile(pending)
+            pending.add(text, token_ids, logprobs)
         self._wake()
 
     def release(self, indices: Sequence[int]) -> None:
         """Lets the reader have what was held of these completions, which become 0, 1, ...; forgets the others."""
-        self._pending = {
-            index: self._pending[held_index] for index, held_index in enumerate(indices) if held_index in self._pending
-        }
+        held, self._pending = self._pending, {}
+        for index, held_index in enumerate(indices):
+            if held_index in held:
+                self._pending[index] = replace(_whole(held[held_index]), index=index)
         self._is_held = False
         self._wake()
 
@@ -94,8 +95,7 @@ class OutputStream:
                 started, self._started = self._started, None
                 yield started
             elif self._pending and not self._is_held:
-                index = next(iter(self._pending))
-                yield self._pending.pop(index).delta(index)
+                yield _whole(self._pending.pop(next(iter(self._pending))))
             elif isinstance(self._end, GenerationFinished):
                 yield self._end
                 return
@@ -116,16 +116,31 @@ class OutputStream:
             waiter.set_result(None)
 
 
-class _Pending:
-    """What the reader has not taken yet of one completion."""
+def _whole(pending: "GenerationDelta | _Pile") -> GenerationDelta:
+    return pending if isinstance(pending, GenerationDelta) else pending.delta()
 
-    __slots__ = ("logprobs", "texts", "token_ids")
 
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
+class _Pile:
+    """Deltas of one completion that the reader has not taken, on their way to be one."""
 
-    def delta(self, index: int) -> GenerationDelta:
-        text = self.texts[0] if len(self.texts) == 1 else "".join(self.texts)
-        return GenerationDelta(text=text, token_ids=tuple(self.token_ids), logprobs=tuple(self.logprobs), index=index)
+    __slots__ = ("_index", "_logprobs", "_texts", "_token_ids")
+
+    def __init__(self, first: GenerationDelta) -> None:
+        self._index = first.index
+        self._texts = [first.text]
+        self._token_ids = list(first.token_ids)
+        self._logprobs = list(first.logprobs)
+
+    def add(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+        if text:
+            self._texts.append(text)
+        self._token_ids.extend(token_ids)
+        self._logprobs.extend(logprobs)
+
+    def delta(self) -> GenerationDelta:
+        return GenerationDelta(
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            index=self._index,
+        )

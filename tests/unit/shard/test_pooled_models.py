@@ -11,6 +11,7 @@ from tiny_llama import save_model, tiny_llama_config
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from headrace.contract.pooling import Pooling, PoolingOptions
+from headrace.shard.pooler import make_vector
 from headrace.shard.registry import create_engine
 
 PROMPTS = tuple(tuple(3 + (7 * index + 11 * number) % 200 for index in range(5 + 13 * number)) for number in range(4))
@@ -43,3 +44,9 @@ def test_vectors_are_those_of_transformers(saved: tuple[Path, PreTrainedModel], 
         found = np.frombuffer(job.vector, dtype="<f4")
         assert np.abs(found - wanted).max() < 1e-4 * np.abs(states).max()
         assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_vector_of_zeros_has_no_direction() -> None:
+    """And dividing by its length would make it one of NaNs."""
+    vector = make_vector(np.zeros(4), PoolingOptions(pooling=Pooling.MEAN))
+    assert np.frombuffer(vector, dtype="<f4").tolist() == [0.0] * 4

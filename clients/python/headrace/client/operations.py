@@ -22,7 +22,7 @@ class ModelLimits:
     stop_token_count: int
     """Most stop token ids."""
     completion_count: int
-    """Most completions of one request."""
+    """Most completions of one request, those that `best_of` leaves out included."""
     top_logprob_count: int
     """Most likeliest tokens to report."""
     message_size_bytes: int

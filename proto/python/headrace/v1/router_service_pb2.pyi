@@ -263,7 +263,7 @@ class ModelLimits(google.protobuf.message.Message):
     stop_sequence_size_bytes: builtins.int
     """Longest stop sequence, in bytes."""
     completion_count: builtins.int
-    """Most completions of one request."""
+    """Most completions of one request, those that `best_of` leaves out included."""
     top_logprob_count: builtins.int
     """Most likeliest tokens to report."""
     message_size_bytes: builtins.int

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scheduler_rig import SchedulerRig, make_request
 
 from headrace.contract.errors import ShardLost
+from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import LogprobOptions
-from headrace.contract.step import RowEnd, RowError, RowLogprobs, StepResult
+from headrace.contract.step import RowEnd, RowError, RowLogprobs, RowVector, StepResult
 from headrace.router.scheduler import Scheduler, SchedulerLimits, SequenceUpdate
 from headrace.router.sequence import Sequence, SequenceState
 
@@ -155,3 +157,45 @@ def test_a_result_that_nobody_asked_for_is_not_believed() -> None:
     scheduler, _ = make_scheduler()
     with pytest.raises(ShardLost, match="no step is unanswered"):
         scheduler.apply(GOOD)
+
+
+def test_a_vector_ends_its_sequence_and_its_blocks_can_be_hit() -> None:
+    scheduler = Scheduler(SchedulerLimits(block_size=4, block_count=8, step_token_limit=20, step_row_limit=4))
+    sequence = Sequence(sequence_id=1, request=make_request(range(9), pooling=Pooling.LAST), arrival_s=0.0)
+    scheduler.submit(sequence)
+    planned = scheduler.plan()
+    assert planned is not None
+    assert planned.plan.admitted[0].pooling == PoolingOptions(pooling=Pooling.LAST)
+    pooled = StepResult(
+        step_id=1,
+        token_counts=(0,),
+        token_ids=(),
+        ended_rows=(0,),
+        row_ends=(RowEnd.POOLED,),
+        vectors=(RowVector(0, b"vector"),),
+    )
+    (update,) = scheduler.apply(pooled)
+    assert (update.end, update.vector, update.token_ids) == (RowEnd.POOLED, b"vector", ())
+    assert sequence.state is SequenceState.ENDED
+    assert scheduler.match_prefix(make_request(range(9))) == 8
+    assert scheduler.match_prefix(make_request(range(9), pooling=Pooling.MEAN)) == 0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "fields", "problem"),
+    [
+        (Pooling.MEAN, {"ended_rows": (0,), "row_ends": (RowEnd.POOLED,)}, "vectors of 0 rows, and 1"),
+        (Pooling.MEAN, {"vectors": (RowVector(0, b""),)}, "vectors of 1 rows, and 0"),
+        (Pooling.MEAN, {}, "row 0 returns 0 tokens"),
+        (Pooling.MEAN, {"ended_rows": (0,), "row_ends": (RowEnd.TOKEN_LIMIT,)}, "row 0 ends with TOKEN_LIMIT"),
+        (None, {"ended_rows": (0,), "row_ends": (RowEnd.POOLED,)}, "row 0 ends with POOLED"),
+    ],
+)
+def test_a_vector_comes_with_its_end_and_for_who_asked(
+    pooling: Pooling | None, fields: dict[str, Any], problem: str
+) -> None:
+    scheduler = Scheduler(SchedulerLimits(block_size=4, block_count=8, step_token_limit=20, step_row_limit=4))
+    scheduler.submit(Sequence(sequence_id=1, request=make_request(range(3), pooling=pooling), arrival_s=0.0))
+    scheduler.plan()
+    with pytest.raises(ShardLost, match=problem):
+        scheduler.apply(StepResult(step_id=1, token_counts=(0,), token_ids=(), **fields))
