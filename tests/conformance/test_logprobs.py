@@ -104,3 +104,30 @@ def test_a_row_that_may_draw_nothing_fails_alone(engine: Engine) -> None:
     same = alone.submit(PROMPT, 3)
     alone.run()
     assert other.generated == same.generated
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_the_prompt_is_reported_token_by_token_in_any_chunks(engine: Engine, chunk: int) -> None:
+    options = LogprobOptions(sampled=True, top_count=2, prompt=True)
+    whole = PlanDriver(engine)
+    expected = whole.submit(PROMPT, 3, logprobs=options)
+    whole.run()
+    (told, *_) = expected.logprobs
+    assert (told.is_prompt, len(told.logprobs), len(told.top_logprobs)) == (True, len(PROMPT) - 1, 2 * len(PROMPT) - 2)
+    engine.reset()
+    driver = PlanDriver(engine, chunk_token_count=chunk)
+    driver.submit(PROMPT[::-1], 6)
+    job = driver.submit(PROMPT, 3, logprobs=options)
+    only = driver.submit(PROMPT, 3, logprobs=LogprobOptions(prompt=True))
+    for _ in range(2):
+        driver.step()
+    driver.run()
+    for found, top_count in ((job, 2), (only, 0)):
+        reports = [report for report in found.logprobs if report.is_prompt]
+        values = [value for report in reports for value in report.logprobs]
+        assert values == pytest.approx(list(told.logprobs), rel=1e-4)
+        assert tuple(rank for report in reports for rank in report.ranks) == told.ranks
+        tops = tuple(token_id for report in reports for token_id in report.top_token_ids)
+        assert tops == told.top_token_ids[: top_count * len(values)]
+    assert job.generated == only.generated == expected.generated
+    assert [report.is_prompt for report in only.logprobs] == [True] * len(only.logprobs)

@@ -11,12 +11,14 @@ from headrace.contract.generation import (
     GenerationFinished,
     GenerationStarted,
     Timings,
+    TokenLogprob,
     Usage,
     ValidRequest,
 )
 from headrace.router.active_completion import ActiveCompletion
 from headrace.router.admission import Permit
 from headrace.router.output_stream import OutputStream
+from headrace.router.prompt_logprobs import PromptLogprobs
 from headrace.router.sequence import Sequence
 from headrace.router.sequence_update import SequenceUpdate
 from headrace.router.tokenizer import Tokenizer
@@ -35,8 +37,8 @@ class ActiveRequest:
     __slots__ = (
         "_completions",
         "_first_token_s",
-        "_is_announced",
         "_last_token_s",
+        "_prompt_logprobs",
         "_started_s",
         "arrival_s",
         "permit",
@@ -62,6 +64,7 @@ class ActiveRequest:
             )
             for index, sequence in enumerate(sequences)
         }
+        self._prompt_logprobs = PromptLogprobs(tokenizer, request.prompt_token_ids) if request.logprobs.prompt else None
         self.arrival_s = self._first.sequence.arrival_s
         self._started_s: float | None = None
         self._first_token_s: float | None = None
@@ -94,7 +97,9 @@ class ActiveRequest:
 
     def start(self, now_s: float) -> None:
         """Notes that the first step of a sequence was planned. Call once for each, replays left out."""
-        self._announce(now_s)
+        self._note_start(now_s)
+        if self._prompt_logprobs is None:
+            self._announce()
         if self.permit is not None:
             self.permit.start()
 
@@ -104,6 +109,8 @@ class ActiveRequest:
         An error of one sequence ends the request: half an answer would be none.
         """
         completion = self._completions[update.sequence.sequence_id]
+        if self._prompt_logprobs is not None and completion is self._first:
+            self._take_prompt(self._prompt_logprobs, update)
         if update.token_ids:
             if self._first_token_s is None:
                 self._first_token_s = now_s
@@ -121,7 +128,8 @@ class ActiveRequest:
         """Ends the completions that go on normally, each with what it has."""
         if self.has_ended:
             return
-        self._announce(now_s)
+        self._note_start(now_s)
+        self._announce()
         if self.permit is not None:
             self.permit.release()
         for completion in self._completions.values():
@@ -136,11 +144,25 @@ class ActiveRequest:
     def _first(self) -> ActiveCompletion:
         return next(iter(self._completions.values()))
 
-    def _announce(self, now_s: float) -> None:
-        """Tells the reader of the start, once."""
-        if self._started_s is not None:
+    def _take_prompt(self, prompt: PromptLogprobs, update: SequenceUpdate) -> None:
+        """Announces the start when the prompt's log-probabilities are there, which the announcement brings."""
+        prompt.take(update)
+        if not prompt.is_computed or self.stream.is_started:
             return
-        self._started_s = now_s
+        entries = prompt.entries
+        if entries is None:
+            self.fail(RowFailed("the model server failed on this request", metadata={"cause": "PROMPT_LOGPROBS"}))
+        else:
+            self._announce(entries)
+
+    def _note_start(self, now_s: float) -> None:
+        if self._started_s is None:
+            self._started_s = now_s
+
+    def _announce(self, prompt_logprobs: tuple[TokenLogprob, ...] = ()) -> None:
+        """Tells the reader of the start, once."""
+        if self.stream.is_started:
+            return
         self.stream.put_started(
             GenerationStarted(
                 request_id=self.request.request_id,
@@ -148,6 +170,7 @@ class ActiveRequest:
                 prompt_token_count=self.request.prompt_token_count,
                 cached_token_count=self._first.sequence.cached_token_count,
                 seed=self.request.sampling.seed,
+                prompt_logprobs=prompt_logprobs,
             )
         )
 

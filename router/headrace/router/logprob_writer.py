@@ -1,4 +1,4 @@
-"""Gives log-probabilities their texts and their places in the completion."""
+"""Gives log-probabilities their texts and their places in the completion, or in the prompt."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from headrace.router.tokenizer import Tokenizer
 
 
 class LogprobWriter:
-    """Follows one completion, token by token."""
+    """Follows one text, token by token."""
 
     __slots__ = ("_byte_count", "_table", "_tokenizer")
 
@@ -18,18 +18,20 @@ class LogprobWriter:
         self._table = tokenizer.token_bytes(include_special_tokens=include_special_tokens)
         self._byte_count = 0
 
+    def write_first(self, token_id: int) -> TokenLogprob:
+        """Returns the entry of a prompt's first token, which nothing comes before that could tell its probability."""
+        return self._entry(token_id, None, 0, ())
+
     def write(self, token_ids: Sequence[int], reports: Sequence[RowLogprobs]) -> tuple[TokenLogprob, ...]:
-        """Returns one entry for each generated token, in order.
+        """Returns one entry for each token, in order.
 
         Args:
-            token_ids: The tokens of one result.
+            token_ids: The tokens that come next.
             reports: What the engine says of them, in as many pieces as it likes.
         """
         written: list[TokenLogprob] = []
         position = 0
         for report in reports:
-            if report.is_prompt:
-                continue
             top_count = len(report.top_token_ids) // len(report.logprobs)
             for index, (logprob, rank) in enumerate(zip(report.logprobs, report.ranks, strict=True)):
                 if position == len(token_ids):  # the rest comes after a stop sequence
@@ -40,7 +42,9 @@ class LogprobWriter:
                 position += 1
         return tuple(written)
 
-    def _entry(self, token_id: int, logprob: float, rank: int, top: tuple[tuple[int, float], ...]) -> TokenLogprob:
+    def _entry(
+        self, token_id: int, logprob: float | None, rank: int, top: tuple[tuple[int, float], ...]
+    ) -> TokenLogprob:
         offset = self._byte_count
         self._byte_count += len(self._table[token_id]) if token_id < len(self._table) else 0
         text_of = self._tokenizer.token_text

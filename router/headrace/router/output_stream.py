@@ -22,7 +22,7 @@ class OutputStream:
     event loop.
     """
 
-    __slots__ = ("_end", "_is_held", "_pending", "_started", "_waiter")
+    __slots__ = ("_end", "_is_held", "_pending", "_started", "_waiter", "is_started")
 
     def __init__(self, *, is_held: bool = False) -> None:
         """Starts empty.
@@ -30,6 +30,8 @@ class OutputStream:
         Args:
             is_held: Whether deltas stay here until `release` says which of the completions are wanted.
         """
+        self.is_started = False
+        """Whether the start was announced; the reader gets nothing before it."""
         self._started: GenerationStarted | None = None
         self._pending: dict[int, GenerationDelta | _Pile] = {}
         """By index of the completion; the one that has waited longest is first. A quick reader never meets a pile."""
@@ -49,6 +51,7 @@ class OutputStream:
 
     def put_started(self, event: GenerationStarted) -> None:
         """Announces the start; once, before everything else."""
+        self.is_started = True
         self._started = event
         self._wake()
 
@@ -94,7 +97,7 @@ class OutputStream:
             if self._started is not None:
                 started, self._started = self._started, None
                 yield started
-            elif self._pending and not self._is_held:
+            elif self._pending and self.is_started and not self._is_held:
                 yield _whole(self._pending.pop(next(iter(self._pending))))
             elif isinstance(self._end, GenerationFinished):
                 yield self._end

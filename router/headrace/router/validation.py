@@ -34,7 +34,6 @@ ROUTER_FIELDS = frozenset(
 
 _UNDELIVERED_FIELDS = frozenset(
     {
-        "output.prompt_logprobs",
         "watermark",
     }
 )

@@ -52,6 +52,8 @@ class BatchColumns(GrowingColumns):
         """[place, ending] the RowEnd of each."""
         self.reports_logprobs = np.zeros(count, dtype=np.bool_)
         """[place]"""
+        self.reports_prompt = np.zeros(count, dtype=np.bool_)
+        """[place] whether the log-probabilities of the prompt are wanted."""
         self.reports_processed = np.zeros(count, dtype=np.bool_)
         """[place] whether its log-probabilities are those of the distribution that it was drawn from."""
         self.top_logprob_counts = np.zeros(count, dtype=np.int64)
@@ -119,6 +121,7 @@ class BatchColumns(GrowingColumns):
         self.top_ps[place] = sampling.top_p
         self.seeds[place] = np.uint64(sampling.seed).astype(np.int64)
         self.reports_logprobs[place] = sequence.logprobs.sampled or sequence.logprobs.top_count > 0
+        self.reports_prompt[place] = sequence.logprobs.prompt
         self.reports_processed[place] = sequence.logprobs.processed
         self.top_logprob_counts[place] = sequence.logprobs.top_count
 

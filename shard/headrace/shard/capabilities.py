@@ -16,6 +16,7 @@ FAKE_FIELDS = frozenset(
         "stopping.ignore_end_of_sequence",
         "output.token_logprobs",
         "output.top_logprob_count",
+        "output.prompt_logprobs",
     }
 )
 """What an engine without a model can do."""

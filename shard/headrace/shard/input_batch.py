@@ -54,6 +54,20 @@ class FlatTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTargets:
+    """The prompt tokens whose log-probabilities a step brings, one row's after another's."""
+
+    indices: Ints
+    """[target] the token of the step, in FlatTokens, that each of them follows."""
+    token_ids: Ints
+    """[target]"""
+    rows: Ints
+    """[target] row numbers, ascending."""
+    places: Ints
+    """[target]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcomes:
     """What a step did to the rows, in the columns of StepResult."""
 
@@ -123,6 +137,27 @@ class InputBatch:
             slot_ids=blocks * block_size + positions % block_size,
             query_starts=query_starts,
             context_lengths=step.starts + step.chunk_counts,
+        )
+
+    def prompt_targets(self, step: StepRows, flat: FlatTokens) -> PromptTargets | None:
+        """Returns the prompt tokens that rows want reported, as far as this step tells; None if there are none.
+
+        The logits of a token tell of the next one: a chunk [start, end) tells of the prompt's [start + 1, end + 1).
+        """
+        columns = self.columns
+        if not columns.reports_prompt[step.places].any():
+            return None
+        rows = np.repeat(np.arange(len(step.rows)), step.chunk_counts)
+        places = step.places[rows]
+        wanted = columns.reports_prompt[places] & (flat.positions + 1 < columns.prompt_counts[places])
+        indices = wanted.nonzero()[0]
+        if len(indices) == 0:
+            return None
+        return PromptTargets(
+            indices=indices,
+            token_ids=columns.token_ids[places[indices], flat.positions[indices] + 1].astype(np.int64),
+            rows=step.rows[rows[indices]],
+            places=places[indices],
         )
 
     def block_tables(self, step: StepRows) -> NDArray[np.int32]:

@@ -1,6 +1,6 @@
 """Reports the log-probabilities of tokens to the rows that asked for them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,12 @@ from headrace.kernels.dispatch import Kernels
 from headrace.kernels.logits_filters import filtered_scores
 from headrace.kernels.token_logprobs import TokenLogprobs
 from headrace.shard.batch_columns import BatchColumns
+from headrace.shard.input_batch import PromptTargets
 
 Ints = NDArray[np.int64]
+
+_PROMPT_SLICE = 256
+"""Prompt tokens whose logits are in memory at once: those of a whole chunk would take as much as the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,50 @@ class LogprobReporter:
             scores = self._drawn_from(drawn.processed[index].to(torch.float32), columns, places[processed], chosen)
             reports += self._reports(scores, chosen, columns, rows[processed], places[processed])
         return tuple(sorted(reports, key=lambda report: report.row))
+
+    @torch.inference_mode()
+    def report_prompt(
+        self,
+        hidden: torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        targets: PromptTargets,
+        columns: BatchColumns,
+    ) -> tuple[RowLogprobs, ...]:
+        """Returns the log-probabilities of prompt tokens in the model's own distribution, a report for each row.
+
+        Args:
+            hidden: [target, hidden]
+            project: Makes logits of hidden states.
+            targets: The tokens.
+            columns: The batch's columns.
+        """
+        top_counts = columns.top_logprob_counts[targets.places].tolist()
+        token_ids = torch.from_numpy(targets.token_ids).to(hidden.device)
+        found = [
+            value
+            for start in range(0, len(top_counts), _PROMPT_SLICE)
+            for value in _by_token(
+                self._kernels.logprobs(
+                    project(hidden[start : start + _PROMPT_SLICE]),
+                    token_ids[start : start + _PROMPT_SLICE],
+                    max(top_counts),
+                )
+            )
+        ]
+        by_row: dict[int, list[int]] = {}
+        for index, row in enumerate(targets.rows.tolist()):
+            by_row.setdefault(row, []).append(index)
+        return tuple(
+            RowLogprobs(
+                row=row,
+                is_prompt=True,
+                logprobs=tuple(found[index][0] for index in indices),
+                ranks=tuple(found[index][1] for index in indices),
+                top_token_ids=tuple(top for index in indices for top in found[index][2][: top_counts[index]]),
+                top_logprobs=tuple(top for index in indices for top in found[index][3][: top_counts[index]]),
+            )
+            for row, indices in by_row.items()
+        )
 
     def _drawn_from(
         self, scores: torch.Tensor, columns: BatchColumns, places: Ints, token_ids: torch.Tensor

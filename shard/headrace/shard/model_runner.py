@@ -70,5 +70,10 @@ class ModelRunner:
         """Returns logits for each row that samples, and the hidden states that are wanted beside them."""
         return self._model.forward(batch)
 
+    @torch.inference_mode()
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits, [output, vocabulary], of hidden states, [output, hidden]."""
+        return self._model.project(hidden)
+
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)

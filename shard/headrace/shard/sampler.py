@@ -35,7 +35,8 @@ class Sampler:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._reporter = LogprobReporter(kernels)
+        self.reporter = LogprobReporter(kernels)
+        """Reports what was drawn."""
 
     @torch.inference_mode()
     def draw(self, logits: torch.Tensor, batch: InputBatch, step: StepRows) -> Draw:
@@ -72,7 +73,7 @@ class Sampler:
             token_ids=token_ids.cpu().numpy(),
             failed=failed,
             errors=tuple(RowError(row, reason, _ERRORS[reason]) for row, reason in sorted(errors.items())),
-            logprobs=self._reporter.report_drawn(drawn, batch.columns, rows, places, ~(is_broken | is_empty)),
+            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, ~(is_broken | is_empty)),
         )
 
     def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:

@@ -142,7 +142,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"sampling": SamplingParams(repetition_penalty=1.3)}, "sampling.repetition_penalty"),
     ({"constraint": pb.Constraint(json_object=True)}, "constraint"),
     ({"adapter": "mine"}, "adapter"),
-    ({"output": pb.OutputOptions(prompt_logprobs=True)}, "output.prompt_logprobs"),
+    ({"output": pb.OutputOptions(processed_logprobs=True)}, "output.processed_logprobs"),
     ({"watermark": pb.Watermark(enabled=True)}, "watermark"),
 ]
 

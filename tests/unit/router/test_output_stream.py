@@ -41,6 +41,7 @@ async def test_what_piles_up_becomes_one_delta() -> None:
 
 async def test_a_quick_reader_gets_every_token_on_its_own() -> None:
     stream = OutputStream()
+    stream.put_started(STARTED)
     seen: list[GenerationEvent] = []
 
     async def consume() -> None:
@@ -53,21 +54,34 @@ async def test_a_quick_reader_gets_every_token_on_its_own() -> None:
         await asyncio.sleep(0)
     stream.finish(FINISHED)
     await reader
-    assert seen == [*(GenerationDelta(text="x", token_ids=(token_id,)) for token_id in range(3)), FINISHED]
+    assert seen == [STARTED, *(GenerationDelta(text="x", token_ids=(token_id,)) for token_id in range(3)), FINISHED]
 
 
 async def test_tokens_without_text_are_told_at_once() -> None:
     stream = OutputStream()
+    stream.put_started(STARTED)
     stream.put_tokens("", (7,))
     stream.finish(FINISHED)
-    assert await read(stream) == [GenerationDelta(text="", token_ids=(7,)), FINISHED]
+    assert await read(stream) == [STARTED, GenerationDelta(text="", token_ids=(7,)), FINISHED]
+
+
+async def test_nothing_comes_before_the_start() -> None:
+    stream = OutputStream()
+    stream.put_tokens("x", (1,))
+    reader = asyncio.ensure_future(read(stream))
+    await asyncio.sleep(0)
+    stream.put_started(STARTED)
+    stream.finish(FINISHED)
+    assert await reader == [STARTED, GenerationDelta(text="x", token_ids=(1,)), FINISHED]
 
 
 async def test_an_error_comes_after_what_was_put_before_it() -> None:
     stream = OutputStream()
+    stream.put_started(STARTED)
     stream.put_tokens("x", (1,))
     stream.fail(ReaderStalled("too slow"))
     events = stream.events()
+    assert await anext(events) == STARTED
     assert await anext(events) == GenerationDelta(text="x", token_ids=(1,))
     with pytest.raises(ReaderStalled):
         await anext(events)
@@ -84,9 +98,11 @@ async def test_the_first_end_wins_and_nothing_follows_it() -> None:
 
 async def test_completions_pile_up_apart_and_the_longest_waiting_is_first() -> None:
     stream = OutputStream()
+    stream.put_started(STARTED)
     for token_id in range(4):
         stream.put_tokens("x", (token_id,), index=1 - token_id % 2)
     events = stream.events()
+    assert await anext(events) == STARTED
     assert await anext(events) == GenerationDelta(text="xx", token_ids=(0, 2), index=1)
     stream.put_tokens("y", (4,), index=1)
     assert await anext(events) == GenerationDelta(text="xx", token_ids=(1, 3), index=0)

@@ -99,7 +99,7 @@ class GenerateOptions(CallOptions, total=False):
     top_logprob_count: int | None
     """Returns this many of the likeliest tokens at each position, in [0, 20]; needs `token_logprobs`."""
     prompt_logprobs: bool | None
-    """Returns log-probabilities for the prompt's tokens too."""
+    """Returns log-probabilities for the prompt's tokens too; the prompt is computed past the prefix cache then."""
     include_special_tokens: bool | None
     """Keeps special tokens in the text."""
     processed_logprobs: bool | None

@@ -44,11 +44,11 @@ class TokenLogprob:
     logprob: float | None
     """Natural logarithm of its probability; None for the first prompt token."""
     rank: int
-    """1 for the likeliest."""
+    """1 for the likeliest; 0 for the first prompt token."""
     top: tuple["TokenLogprob", ...]
     """The likeliest tokens, likeliest first."""
     byte_offset: int
-    """Offset of the token's first byte in the completion's UTF-8 bytes."""
+    """Offset of the token's first byte in the completion's bytes; for a prompt token, in the bytes of all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

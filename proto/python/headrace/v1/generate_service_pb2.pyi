@@ -303,7 +303,10 @@ class OutputOptions(google.protobuf.message.Message):
     positive needs `token_logprobs`.
     """
     prompt_logprobs: builtins.bool
-    """Returns the same for the prompt's tokens."""
+    """Returns the same for the prompt's tokens, in the model's own distribution.
+    Then the whole prompt is computed, whatever the prefix cache holds, and
+    `started` comes when it was.
+    """
     include_special_tokens: builtins.bool
     """Keeps special tokens in the text. Unset is false."""
     processed_logprobs: builtins.bool
@@ -466,7 +469,9 @@ class GenerateResponse(google.protobuf.message.Message):
 
     @property
     def prompt_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """Log-probabilities of the prompt's tokens, if asked for."""
+        """Log-probabilities of the prompt's tokens, if asked for; empty if the
+        request ended before the whole prompt was computed.
+        """
 
     def __init__(
         self,
@@ -593,7 +598,9 @@ class GenerationStarted(google.protobuf.message.Message):
     """Seed in use, so that the request can be reproduced."""
     @property
     def prompt_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """Log-probabilities of the prompt's tokens, if asked for."""
+        """Log-probabilities of the prompt's tokens, if asked for; empty if the
+        request ended before the whole prompt was computed.
+        """
 
     def __init__(
         self,
@@ -857,10 +864,11 @@ class TokenLogprob(google.protobuf.message.Message):
     logprob: builtins.float
     """Natural logarithm of its probability. Unset for the first prompt token."""
     rank: builtins.int
-    """1 for the likeliest token."""
+    """1 for the likeliest token; 0 for the first prompt token."""
     byte_offset: builtins.int
     """Offset of the token's first byte in the completion's bytes, from which no
-    reasoning and no tool call was taken.
+    reasoning and no tool call was taken. For a prompt token, in the bytes of
+    all prompt tokens, special tokens spelled out.
     """
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ class FakeEngine:
         errors = self._find_errors(step, flat)
         failed = np.isin(step.rows, [error.row for error in errors])
         token_ids = self._draw(step, flat)
-        logprobs = self._logprobs(step, failed, token_ids)
+        logprobs = self._prompt_logprobs(step, flat) + self._logprobs(step, failed, token_ids)
         vectors = self._pool(step, flat, failed) if step.pools.any() else ()
         outcomes = self._batch.record(step, token_ids, failed)
         return StepResult(
@@ -206,27 +207,59 @@ class FakeEngine:
     def _logprobs(
         self, step: StepRows, failed: NDArray[np.bool_], token_ids: NDArray[np.int64]
     ) -> tuple[RowLogprobs, ...]:
-        """Reports a made-up distribution: a share of the mass on the drawn token, and of the rest on the next id ..."""
         columns = self._batch.columns
         places = step.places[step.samples]
         reported = columns.reports_logprobs[places] & ~failed[step.samples]
         results = []
         for index in reported.nonzero()[0]:
             count = int(columns.top_logprob_counts[places[index]])
-            drawn = int(token_ids[index])
-            rivals = (drawn + np.arange(count)) % self._options.vocabulary_size
-            share = drawn_share(drawn)
+            report = self._report(int(token_ids[index]), count)
             results.append(
                 RowLogprobs(
                     row=int(step.rows[step.samples][index]),
                     is_prompt=False,
-                    logprobs=(math.log(share),),
+                    logprobs=(report.logprob,),
                     ranks=(1,),
-                    top_token_ids=tuple(rivals.tolist()),
-                    top_logprobs=tuple((math.log(share) + math.log1p(-share) * np.arange(count)).tolist()),
+                    top_token_ids=report.rivals,
+                    top_logprobs=report.rival_logprobs,
                 )
             )
         return tuple(results)
+
+    def _prompt_logprobs(self, step: StepRows, flat: FlatTokens) -> tuple[RowLogprobs, ...]:
+        """Reports of prompt tokens what it would if it had drawn them."""
+        targets = self._batch.prompt_targets(step, flat)
+        if targets is None:
+            return ()
+        results = []
+        for row in dict.fromkeys(targets.rows.tolist()):
+            token_ids = targets.token_ids[targets.rows == row].tolist()
+            count = int(self._batch.columns.top_logprob_counts[targets.places[targets.rows == row][0]])
+            reports = [self._report(token_id, count) for token_id in token_ids]
+            results.append(
+                RowLogprobs(
+                    row=row,
+                    is_prompt=True,
+                    logprobs=tuple(report.logprob for report in reports),
+                    ranks=(1,) * len(reports),
+                    top_token_ids=tuple(rival for report in reports for rival in report.rivals),
+                    top_logprobs=tuple(value for report in reports for value in report.rival_logprobs),
+                )
+            )
+        return tuple(results)
+
+    def _report(self, token_id: int, rival_count: int) -> "_Report":
+        """Makes up a distribution: a share of the mass for a token, and of the rest for the next id, and so on."""
+        share = drawn_share(token_id)
+        rivals = (token_id + np.arange(rival_count)) % self._options.vocabulary_size
+        rival_logprobs = math.log(share) + math.log1p(-share) * np.arange(rival_count)
+        return _Report(math.log(share), tuple(rivals.tolist()), tuple(rival_logprobs.tolist()))
+
+
+class _Report(NamedTuple):
+    logprob: float
+    rivals: tuple[int, ...]
+    rival_logprobs: tuple[float, ...]
 
 
 def _describe(options: FakeOptions) -> EngineDescription:

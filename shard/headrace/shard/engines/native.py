@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
-from headrace.contract.step import StepPlan, StepResult, StepTimings
+from headrace.contract.step import RowLogprobs, StepPlan, StepResult, StepTimings
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
-from headrace.shard.input_batch import InputBatch, StepRows
+from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.options import OptionValue, parse_options
 from headrace.shard.pooler import Pooled, PooledTokens, Pooler
@@ -73,13 +74,17 @@ class NativeEngine:
             return StepResult(step_id=plan.step_id, token_counts=(0,) * step.row_count, token_ids=())
         flat = batch.flatten(step)
         wanted = self._pooler.select(step, flat, batch.columns) if step.pools.any() else None
-        hidden_indices = None if wanted is None else wanted.indices
+        prompt = batch.prompt_targets(step, flat)
+        asked = [tokens.indices for tokens in (wanted, prompt) if tokens is not None]
+        hidden_indices = np.concatenate(asked) if asked else None
         inputs = self._runner.prepare(flat, batch.block_tables(step), step.samples, hidden_indices)
         prepared_s = self._clock.now()
         computed = self._runner.run(inputs)
         computed_s = self._clock.now()
         draw = self._sampler.draw(computed.logits, batch, step)
-        pooled = None if wanted is None else self._pool(step, computed.hidden, wanted)
+        pooled_count = 0 if wanted is None else len(wanted.indices)
+        pooled = None if wanted is None else self._pool(step, computed.hidden[:pooled_count], wanted)
+        told = () if prompt is None else self._report_prompt(computed.hidden[pooled_count:], prompt)
         failed = draw.failed if pooled is None else draw.failed | pooled.failed
         outcomes = batch.record(step, draw.token_ids, failed)
         return StepResult(
@@ -89,7 +94,7 @@ class NativeEngine:
             ended_rows=outcomes.ended_rows,
             row_ends=outcomes.row_ends,
             errors=draw.errors if pooled is None else draw.errors + pooled.errors,
-            logprobs=draw.logprobs,
+            logprobs=told + draw.logprobs,
             vectors=() if pooled is None else pooled.vectors,
             timings=StepTimings(
                 prepare_s=prepared_s - began_s,
@@ -97,6 +102,9 @@ class NativeEngine:
                 sample_s=self._clock.now() - computed_s,
             ),
         )
+
+    def _report_prompt(self, hidden: torch.Tensor, prompt: PromptTargets) -> tuple[RowLogprobs, ...]:
+        return self._sampler.reporter.report_prompt(hidden, self._runner.project, prompt, self._batch.columns)
 
     def _pool(self, step: StepRows, hidden: torch.Tensor, wanted: PooledTokens) -> Pooled:
         parts = torch.split(hidden, wanted.counts.tolist())

@@ -78,6 +78,10 @@ class LlamaModel:
         count = batch.sampling_count
         return ForwardResult(logits=self._weights.head(normed[:count]), hidden=normed[count:])
 
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of hidden states that `forward` returned."""
+        return self._weights.head(hidden)
+
     def _attend(
         self, layer: LlamaLayer, attention: PagedAttention, normed: torch.Tensor, batch: ForwardBatch
     ) -> torch.Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels
 from headrace.shard.attention import ForwardBatch, ForwardResult, PagedAttention
@@ -18,6 +20,10 @@ class Model(Protocol):
 
     def forward(self, batch: ForwardBatch) -> ForwardResult:
         """Computes a step: fills the KV cache and returns logits and hidden states where they are wanted."""
+        ...
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits, [output, vocabulary], of hidden states that `forward` returned."""
         ...
 
 
