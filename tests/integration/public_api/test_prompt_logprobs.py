@@ -1,6 +1,5 @@
 """Log-probabilities of the prompt over real gRPC: each token once and in order, however it was computed."""
 
-import asyncio
 import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -80,18 +79,18 @@ async def test_started_brings_them_before_any_token(deploy: Deploy) -> None:
 
 
 async def test_a_prompt_that_is_set_aside_midway_has_no_gaps_and_nothing_twice(deploy: Deploy) -> None:
-    """Requests that decode need the blocks of a long prompt, which is chunked; it starts again later."""
-    engine = FakeOptions(block_count=90, context_token_count=1024, token_limit=24)
-    prompts = [prompt_of(number, 900) for number in range(4)]
-    short = [prompt_of(number, 20) for number in range(10, 16)]
+    """Requests that decode outgrow the blocks that a long prompt left them, before its last chunk is computed."""
+    engine = FakeOptions(block_count=80, context_token_count=1024, token_limit=24, step_time_s=0.002)
+    long = prompt_of(1, 900)
     async with deploy(engine=engine) as server:
-        decoding = [asyncio.ensure_future(server.generate.Generate(request_of(prompt, 200))) for prompt in short]
-        long = [asyncio.ensure_future(server.generate.Generate(request_of(prompt, 100))) for prompt in prompts]
-        for prompt, answer in zip([*short, *prompts], await asyncio.gather(*decoding, *long), strict=True):
-            check(answer.prompt_logprobs, prompt)
-            count = len(answer.completions[0].token_ids)
-            assert tuple(answer.completions[0].token_ids) == expected_tokens(prompt, count)
+        calls = [server.generate.GenerateStream(request_of(prompt_of(number, 20), 200)) for number in range(10, 16)]
+        started = [await anext(aiter(call)) for call in calls]
+        answer = await server.generate.Generate(request_of(long, 5))
+        check(answer.prompt_logprobs, long)
+        assert tuple(answer.completions[0].token_ids) == expected_tokens(long, 5)
         assert server.stats().preemption_count > 0
+        for number, message in enumerate(started, start=10):
+            check(message.started.prompt_logprobs, prompt_of(number, 20))
 
 
 async def test_a_request_that_ends_before_its_prompt_is_computed_reports_nothing(deploy: Deploy) -> None:
