@@ -55,6 +55,7 @@ class Candidates:
             for index in range(best_of)
         ]
         self.active = ActiveRequest(request, self.sequences, tokenizer, None)
+        self.active.start(0.5)
 
     def draw(self, index: int, token_id: int, logprob: float, end: RowEnd | None = None) -> None:
         report = RowLogprobs(row=index, is_prompt=False, logprobs=(logprob,), ranks=(1,))
@@ -124,7 +125,6 @@ async def test_tokens_after_a_stop_sequence_do_not_count(tokenizer: Tokenizer) -
 
 async def test_the_reader_sees_no_candidate_before_the_last_has_ended(tokenizer: Tokenizer) -> None:
     candidates = Candidates(tokenizer, completion_count=1, best_of=2)
-    candidates.active.start(0.5)
     candidates.draw(0, 3, -1.0, RowEnd.STOP_TOKEN)
     assert not candidates.active.has_ended
     assert not candidates.active.has_sent_tokens
