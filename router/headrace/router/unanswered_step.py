@@ -91,7 +91,7 @@ class UnansweredStep:
         over = {*result.ended_rows, *(error.row for error in result.errors)}
         if not (over | {entry.row for entry in result.logprobs}).issubset(range(row_count)):
             yield f"it names a row that is not among {row_count}"
-        yield from self._pooling_problems(result)
+        yield from self._end_problems(result)
         # A steady batch needs no closer look; and what a discarded step's rows were is not known any more.
         if self.is_discarded or not (self.held or self.partial or 0 in result.token_counts):
             return
@@ -102,11 +102,13 @@ class UnansweredStep:
             if has_sampled is not must_sample and not is_excused:
                 yield f"row {number} returns {token_count} tokens"
 
-    def _pooling_problems(self, result: StepResult) -> Iterator[str]:
+    def _end_problems(self, result: StepResult) -> Iterator[str]:
         pooled: list[int] = []
         for number, end in zip(result.ended_rows, result.row_ends, strict=True):
             if end is RowEnd.POOLED:
                 pooled.append(number)
+            elif not result.token_counts[number]:
+                yield f"row {number} ends without a token"
             if not self.is_discarded and (end is RowEnd.POOLED) is (self.rows[number].sequence.request.pooling is None):
                 yield f"row {number} ends with {end.name}"
         if pooled != [vector.row for vector in result.vectors]:

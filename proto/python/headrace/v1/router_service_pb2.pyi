@@ -691,7 +691,9 @@ class Load(google.protobuf.message.Message):
     EXPECTED_WAIT_FIELD_NUMBER: builtins.int
     REPLICAS_FIELD_NUMBER: builtins.int
     waiting_count: builtins.int
-    """Requests waiting, over all replicas."""
+    """Requests waiting, over all replicas. One for several completions or
+    embeddings counts as several, until each of them has begun.
+    """
     waiting_token_count: builtins.int
     """Prompt tokens waiting."""
     waiting_limit: builtins.int

@@ -177,7 +177,8 @@ class RouterServiceServicer(object):
     def Abort(self, request, context):
         """Ends requests early.
 
-        Safe to repeat: ids that are not running are ignored.
+        Generations end normally, with what they have; half a vector is none, so an
+        `Embed` ends with `CANCELLED`. Safe to repeat: ids that are not running are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

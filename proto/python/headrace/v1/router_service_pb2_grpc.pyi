@@ -392,7 +392,8 @@ class RouterServiceStub(typing.Generic[_RouterServiceListModelsType, _RouterServ
     Abort: _RouterServiceAbortType
     """Ends requests early.
 
-    Safe to repeat: ids that are not running are ignored.
+    Generations end normally, with what they have; half a vector is none, so an
+    `Embed` ends with `CANCELLED`. Safe to repeat: ids that are not running are ignored.
     """
 
     ListAdapters: _RouterServiceListAdaptersType
@@ -563,7 +564,8 @@ class RouterServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.v1.router_service_pb2.AbortResponse, collections.abc.Awaitable[headrace.v1.router_service_pb2.AbortResponse]]:
         """Ends requests early.
 
-        Safe to repeat: ids that are not running are ignored.
+        Generations end normally, with what they have; half a vector is none, so an
+        `Embed` ends with `CANCELLED`. Safe to repeat: ids that are not running are ignored.
         """
 
     @abc.abstractmethod

@@ -187,7 +187,13 @@ def test_a_vector_ends_its_sequence_and_its_blocks_can_be_hit() -> None:
         (Pooling.MEAN, {"ended_rows": (0,), "row_ends": (RowEnd.POOLED,)}, "vectors of 0 rows, and 1"),
         (Pooling.MEAN, {"vectors": (RowVector(0, b""),)}, "vectors of 1 rows, and 0"),
         (Pooling.MEAN, {}, "row 0 returns 0 tokens"),
-        (Pooling.MEAN, {"ended_rows": (0,), "row_ends": (RowEnd.TOKEN_LIMIT,)}, "row 0 ends with TOKEN_LIMIT"),
+        (Pooling.MEAN, {"ended_rows": (0,), "row_ends": (RowEnd.TOKEN_LIMIT,)}, "row 0 ends without a token"),
+        (None, {"ended_rows": (0,), "row_ends": (RowEnd.TOKEN_LIMIT,)}, "row 0 ends without a token"),
+        (
+            Pooling.MEAN,
+            {"token_counts": (1,), "token_ids": (7,), "ended_rows": (0,), "row_ends": (RowEnd.TOKEN_LIMIT,)},
+            "row 0 ends with TOKEN_LIMIT",
+        ),
         (None, {"ended_rows": (0,), "row_ends": (RowEnd.POOLED,)}, "row 0 ends with POOLED"),
     ],
 )
@@ -198,4 +204,4 @@ def test_a_vector_comes_with_its_end_and_for_who_asked(
     scheduler.submit(Sequence(sequence_id=1, request=make_request(range(3), pooling=pooling), arrival_s=0.0))
     scheduler.plan()
     with pytest.raises(ShardLost, match=problem):
-        scheduler.apply(StepResult(step_id=1, token_counts=(0,), token_ids=(), **fields))
+        scheduler.apply(StepResult(**{"step_id": 1, "token_counts": (0,), "token_ids": (), **fields}))
