@@ -164,7 +164,8 @@ class StepLoop:
         if active.has_ended:
             return
         first, *others = active.open_sequences
-        if others and self.scheduler.has_prompt_to_share(first.request):
+        # The log-probabilities of the prompt come with the first one alone, and the reader gets them before any token.
+        if others and (first.wants_prompt_logprobs or self.scheduler.has_prompt_to_share(first.request)):
             self._followers[first.sequence_id] = tuple(others)
             others = []
         self._submit(active, (first, *others))

@@ -15,6 +15,7 @@ from headrace.contract.generation import (
     GenerationFinished,
     GenerationRequest,
     GenerationStarted,
+    OutputOptions,
 )
 from headrace.contract.sampling import SamplingOptions, SamplingParams, StoppingOptions, completion_seed
 from headrace.contract.step import StepPlan
@@ -281,3 +282,20 @@ async def test_a_best_of_that_is_lost_for_good_sent_no_token(start: Start, reque
         (error,) = await asyncio.gather(task, return_exceptions=True)
         assert getattr(error, "reason", error) == "SHARD_LOST"
         assert not error.tokens_sent
+
+
+@pytest.mark.parametrize("prompt", [(5, 6, 7), PROMPT], ids=["less than a block", "several blocks"])
+async def test_the_prompts_logprobs_come_once_and_before_all_completions(
+    start: Start, request_of: Request, prompt: tuple[int, ...]
+) -> None:
+    async with start() as bench:
+        await bench.ask(request_of(prompt, 5))
+        output = OutputOptions(prompt_logprobs=True)
+        answer = await bench.ask(request_of(prompt, 10, sampling=seeded(), completion_count=4, output=output))
+        assert [entry.token_id for entry in answer.started.prompt_logprobs] == list(prompt)
+        sampling = [SamplingParams(temperature=1.0, seed=completion_seed(SEED, index)) for index in range(4)]
+        wanted = {index: expected_tokens(prompt, 10, sampling=sampling[index]) for index in range(4)}
+        assert tokens_by_index(answer.events) == wanted
+        admitted = [sequence for plan in bench.connector.engines[0].plans for sequence in plan.admitted]
+        assert [sequence.logprobs.prompt for sequence in admitted] == [False, True, False, False, False]
+        await all_is_free(bench)
