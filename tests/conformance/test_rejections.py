@@ -9,7 +9,14 @@ from plan_driver import GREEDY, PlanDriver
 from headrace.contract.errors import PlanRejected
 from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
-from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import (
+    BannedText,
+    LengthPenalty,
+    LogprobOptions,
+    RowStopRules,
+    SamplingParams,
+    Watermark,
+)
 from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.shard.engine import Engine
 
@@ -86,6 +93,7 @@ OPTIONS: list[tuple[str, StepPlan]] = [
     ("sampling.logit_bias", sample(logit_bias=((3, 1.0),))),
     ("sampling.length_penalty", sample(length_penalty=LengthPenalty(start_index=1, decay_factor=1.1))),
     ("sampling.banned_words", sample(banned_text=BannedText(state_count=0, token_ids=(3,)))),
+    ("watermark", sample(watermark=Watermark(key=1, gamma=0.5, delta=1.0))),
     ("output.prompt_logprobs", admit(logprobs=LogprobOptions(sampled=True, prompt=True))),
     ("output.processed_logprobs", admit(logprobs=LogprobOptions(sampled=True, processed=True))),
     ("constraint", admit(constraint=Constraint(ConstraintKind.REGEX, "a*"))),

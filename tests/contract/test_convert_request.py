@@ -20,6 +20,7 @@ from headrace.contract.generation import (
     TokenPrompt,
     ToolCall,
     ToolChoiceMode,
+    WatermarkOptions,
 )
 from headrace.contract.sampling import LengthPenalty, SamplingOptions, StoppingOptions
 from headrace.services.convert_request import (
@@ -76,13 +77,17 @@ def test_zero_is_a_value() -> None:
     assert asked.stopping == StoppingOptions(max_new_token_count=0, ignore_end_of_sequence=False)
     assert asked.output == OutputOptions(token_logprobs=False, top_logprob_count=0)
     assert (asked.priority, asked.completion_count, asked.best_of, asked.truncate_prompt_token_count) == (0, 0, 0, 0)
-    assert (asked.add_special_tokens, asked.watermark_requested, asked.deadline_s) == (False, False, 7.5)
+    assert (asked.add_special_tokens, asked.watermark, asked.deadline_s) == (
+        False,
+        WatermarkOptions(enabled=False),
+        7.5,
+    )
 
 
 FILLED = """{
   "model": "m", "requestId": "r", "text": "once", "adapter": "a", "cacheSalt": "s", "priority": 2,
   "completionCount": 3, "bestOf": 4, "truncatePromptTokenCount": 5, "addSpecialTokens": true,
-  "watermark": {"enabled": true}, "constraint": {"regex": "a+"},
+  "watermark": {"enabled": true, "key": "k", "gamma": 0.25, "delta": 1.5}, "constraint": {"regex": "a+"},
   "stopping": {"maxNewTokenCount": 6, "minNewTokenCount": 1, "stopSequences": ["x"], "stopTokenIds": [7],
     "ignoreEndOfSequence": true, "includeStopSequence": true, "timeLimit": "1.25s"},
   "output": {"tokenLogprobs": true, "topLogprobCount": 8, "promptLogprobs": true, "includeSpecialTokens": true,
@@ -120,7 +125,7 @@ def test_every_field_arrives() -> None:
         best_of=4,
         truncate_prompt_token_count=5,
         add_special_tokens=True,
-        watermark_requested=True,
+        watermark=WatermarkOptions(enabled=True, key="k", gamma=0.25, delta=1.5),
     )
 
 

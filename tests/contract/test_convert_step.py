@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
-from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import (
+    BannedText,
+    LengthPenalty,
+    LogprobOptions,
+    RowStopRules,
+    SamplingParams,
+    Watermark,
+)
 from headrace.contract.step import (
     AdmittedSequence,
     RowEnd,
@@ -63,6 +70,7 @@ samplings = st.builds(
     logit_bias=st.lists(st.tuples(token_ids, floats), max_size=4).map(tuple),
     length_penalty=st.none() | st.builds(LengthPenalty, start_index=int32s, decay_factor=floats),
     banned_text=st.none() | banned_texts,
+    watermark=st.none() | st.builds(Watermark, key=st.integers(1, 2**64 - 1), gamma=floats, delta=floats),
 )
 sequences = st.builds(
     AdmittedSequence,

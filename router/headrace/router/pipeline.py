@@ -15,7 +15,7 @@ iterator), what it holds is given back in one place: where its visit ends.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from headrace.contract.clock import Clock
@@ -40,6 +40,7 @@ from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
 from headrace.router.tokenizer import Tokenizer
 from headrace.router.validation import RequestLimits, Validator
+from headrace.router.watermarks import Watermarks
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +55,7 @@ class ServedModel:
     template: ChatTemplate | None
     """None for a model without a chat template."""
     limits: RequestLimits
+    watermarks: Watermarks = field(default_factory=Watermarks)
 
 
 class Pipeline:
@@ -200,7 +202,7 @@ class Pipeline:
             context_token_count=context,
             prompt_token_count=min(limits.prompt_token_count, context - 1),
         )
-        validator = Validator(self.model.card, limits, description.supported_fields)
+        validator = Validator(self.model.card, limits, description.supported_fields, self.model.watermarks)
         return Capabilities(description=description, limits=limits, validator=validator)
 
     def check_model(self, name: str) -> None:

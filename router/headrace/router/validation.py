@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 from headrace.contract.errors import FeatureUnsupported, Forbidden, InvalidRequest
 from headrace.contract.generation import ChatPrompt, GenerationRequest, ToolChoiceMode, ValidRequest
@@ -10,6 +10,7 @@ from headrace.contract.sampling import BannedText, LogprobOptions, RowStopRules,
 from headrace.router.field_checks import RequestLimits, find_violations, out_of_range, prompt_field
 from headrace.router.model_card import ModelCard
 from headrace.router.sampling_ranges import SAMPLING_RANGES
+from headrace.router.watermarks import Watermarks
 
 __all__ = ["ROUTER_FIELDS", "RequestLimits", "Validator", "deliverable_fields"]
 
@@ -32,14 +33,6 @@ ROUTER_FIELDS = frozenset(
 )
 """Fields that the router takes care of, whatever the engine."""
 
-_UNDELIVERED_FIELDS = frozenset(
-    {
-        "watermark",
-    }
-)
-"""Fields that an engine may understand, but the router does not pass on or bring back yet."""
-
-
 _SAMPLING_OPTIONS = (*SAMPLING_RANGES, "top_k")
 """Options that are one number and may have a default."""
 
@@ -47,22 +40,31 @@ _VIOLATION_LIMIT = 16
 """More would not fit into the headers of a status."""
 
 
-def deliverable_fields(engine_fields: frozenset[str]) -> frozenset[str]:
+def deliverable_fields(engine_fields: frozenset[str], *, has_watermarks: bool = False) -> frozenset[str]:
     """Returns the fields that a request may use: those of the router, and of the engine what the router can carry."""
-    fields = (engine_fields | ROUTER_FIELDS) - _UNDELIVERED_FIELDS
+    fields = engine_fields | ROUTER_FIELDS
+    if not has_watermarks:
+        fields -= {"watermark"}
     return fields | {"best_of"} if "output.token_logprobs" in fields else fields - {"best_of"}
 
 
 class Validator:
     """Checks requests for one model on one kind of engine. Cheap to make, without state."""
 
-    __slots__ = ("_card", "_limits", "default_sampling", "supported_fields")
+    __slots__ = ("_card", "_limits", "_watermarks", "default_sampling", "supported_fields")
 
-    def __init__(self, card: ModelCard, limits: RequestLimits, supported_fields: frozenset[str]) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        limits: RequestLimits,
+        supported_fields: frozenset[str],
+        watermarks: Watermarks | None = None,
+    ) -> None:
         """Takes the engine's fields, as paths in GenerateRequest; the router's own are added."""
         self._card = card
         self._limits = limits
-        self.supported_fields = deliverable_fields(supported_fields)
+        self._watermarks = watermarks or Watermarks()
+        self.supported_fields = deliverable_fields(supported_fields, has_watermarks=bool(self._watermarks.keys))
         """Fields that a request may set to a value that changes something."""
         self.default_sampling = self._default_sampling()
         """What unset options mean: the model's defaults as far as the engine has them."""
@@ -83,7 +85,10 @@ class Validator:
             Forbidden: the request brings its own chat template.
             FeatureUnsupported: an option changes something and the engine, the model or the router lacks it.
         """
-        violations = list(islice(find_violations(request, self._limits, self._card), _VIOLATION_LIMIT))
+        found = chain(
+            find_violations(request, self._limits, self._card), self._watermarks.violations(request.watermark)
+        )
+        violations = list(islice(found, _VIOLATION_LIMIT))
         if violations:
             raise InvalidRequest(violations)
         if isinstance(request.prompt, ChatPrompt):
@@ -200,6 +205,7 @@ class Validator:
             logit_bias=tuple(sorted((token_id, bias) for token_id, bias in asked.logit_bias.items() if bias)),
             length_penalty=penalty if penalty is not None and penalty.decay_factor != 1 else None,
             banned_text=banned_text,
+            watermark=self._watermarks.resolve(request.watermark) if "watermark" in self.supported_fields else None,
         )
 
 
@@ -226,6 +232,6 @@ def _fields_in_use(request: GenerationRequest) -> Iterator[str]:
         "adapter": bool(request.adapter),
         "completion_count": request.completion_count not in (None, 1),
         "best_of": request.best_of is not None and request.best_of > (request.completion_count or 1),
-        "watermark": bool(request.watermark_requested),
+        "watermark": request.watermark is not None and request.watermark.enabled,
     }
     yield from (field for field, is_used in in_use.items() if is_used)

@@ -28,6 +28,7 @@ COMMANDS = {
     "shard": Command("headrace.services.shard_process:main", "shard", "a model server for one router"),
     "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
     "bench": Command("headrace.client.bench_cli:main", "", "load on a running server, and how fast it answers"),
+    "watermark": Command("headrace.client.watermark_cli:main", "", "whether a text carries a watermark"),
 }
 
 EXIT_CANNOT_START = 2
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Returns the list of subcommands."""
-    rows = "".join(f"  {name:<8} {command.summary}\n" for name, command in COMMANDS.items())
-    return f"usage: headrace COMMAND [--help]\n\n{rows}  version  the version\n"
+    rows = "".join(f"  {name:<9} {command.summary}\n" for name, command in COMMANDS.items())
+    return f"usage: headrace COMMAND [--help]\n\n{rows}  version   the version\n"
 
 
 def _load(name: str, command: Command) -> Callable[[Sequence[str]], int]:

@@ -23,6 +23,7 @@ from headrace.contract.generation import (
     Tool,
     ToolCall,
     ToolChoiceMode,
+    WatermarkOptions,
 )
 from headrace.contract.sampling import LengthPenalty, SamplingOptions, StoppingOptions
 from headrace.v1 import chat_pb2, generate_service_pb2, sampling_pb2
@@ -64,7 +65,7 @@ def request_from_proto(request: generate_service_pb2.GenerateRequest, *, deadlin
             request.truncate_prompt_token_count if request.HasField("truncate_prompt_token_count") else None
         ),
         add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else None,
-        watermark_requested=request.watermark.enabled if request.HasField("watermark") else None,
+        watermark=_watermark_from_proto(request.watermark) if request.HasField("watermark") else None,
         deadline_s=deadline_s,
     )
 
@@ -165,6 +166,15 @@ def _output_from_proto(message: generate_service_pb2.OutputOptions) -> OutputOpt
         prompt_logprobs=message.prompt_logprobs if has("prompt_logprobs") else None,
         include_special_tokens=message.include_special_tokens if has("include_special_tokens") else None,
         processed_logprobs=message.processed_logprobs if has("processed_logprobs") else None,
+    )
+
+
+def _watermark_from_proto(message: generate_service_pb2.Watermark) -> WatermarkOptions:
+    return WatermarkOptions(
+        enabled=message.enabled,
+        key=message.key,
+        gamma=message.gamma if message.HasField("gamma") else None,
+        delta=message.delta if message.HasField("delta") else None,
     )
 
 

@@ -9,7 +9,14 @@ from dataclasses import fields
 from headrace.contract.engine import EngineDescription
 from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
-from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, RowStopRules, SamplingParams
+from headrace.contract.sampling import (
+    BannedText,
+    LengthPenalty,
+    LogprobOptions,
+    RowStopRules,
+    SamplingParams,
+    Watermark,
+)
 from headrace.contract.step import (
     AdmittedSequence,
     RowEnd,
@@ -242,7 +249,7 @@ def _pooling_from_proto(message: pb.PoolingOptions) -> PoolingOptions:
 
 
 def _sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
-    penalty = sampling.length_penalty
+    penalty, mark = sampling.length_penalty, sampling.watermark
     return pb.SamplingParams(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -257,6 +264,9 @@ def _sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
         biases=[bias for _, bias in sampling.logit_bias],
         length_penalty_start_index=_NEVER if penalty is None else penalty.start_index,
         length_penalty_decay_factor=1.0 if penalty is None else penalty.decay_factor,
+        watermark_key=0 if mark is None else mark.key,
+        watermark_gamma=0.0 if mark is None else mark.gamma,
+        watermark_delta=0.0 if mark is None else mark.delta,
         banned_text=None if sampling.banned_text is None else _banned_to_proto(sampling.banned_text),
     )
 
@@ -267,6 +277,9 @@ def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
         penalty = LengthPenalty(
             start_index=message.length_penalty_start_index, decay_factor=message.length_penalty_decay_factor
         )
+    mark = None
+    if message.watermark_key:
+        mark = Watermark(key=message.watermark_key, gamma=message.watermark_gamma, delta=message.watermark_delta)
     return SamplingParams(
         temperature=message.temperature,
         top_k=message.top_k,
@@ -279,6 +292,7 @@ def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
         presence_penalty=message.presence_penalty,
         logit_bias=tuple(zip(message.bias_token_ids, message.biases, strict=True)),
         length_penalty=penalty,
+        watermark=mark,
         banned_text=_banned_from_proto(message.banned_text) if message.HasField("banned_text") else None,
     )
 

@@ -26,6 +26,7 @@ from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_supervisor import ShardSupervisor, shard_command
 from headrace.services.shutdown import Shutdown
+from headrace.services.watermark_keys import load_watermarks
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,6 +107,7 @@ def load_served_model(settings: RouterOnlySettings) -> ServedModel:
         card=card,
         tokenizer=load_tokenizer(source),
         template=card.compile_chat_template(),
+        watermarks=load_watermarks(settings),
         limits=RequestLimits(
             context_token_count=context,
             prompt_token_count=min(settings.prompt_token_limit or context, context - 1),

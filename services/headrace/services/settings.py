@@ -119,6 +119,15 @@ class RouterOnlySettings(CommonSettings):
     """Most completions of one prompt that a request may ask for, those that `best_of` leaves out included."""
     embedding_input_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-client-batch-size"]})] = 64
     """Most inputs of one request for embeddings."""
+    watermark_key_file: str = ""
+    """File with the keys of watermarks: on each line a name and a secret of at least 16 characters. The first is the
+    default key. Empty offers no watermarks."""
+    watermark_gamma: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the vocabulary that a watermark favours, where a request does not say."""
+    watermark_delta: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """What a watermark adds to the logits that it favours, where a request does not say."""
+    watermark_by_default: bool = False
+    """Mark the completions of requests that do not say whether to."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back. One for several
     completions or embeddings counts as several."""
@@ -156,6 +165,8 @@ class RouterOnlySettings(CommonSettings):
 
     @model_validator(mode="after")
     def _check_router(self) -> Self:
+        if self.watermark_by_default and not self.watermark_key_file:
+            raise ValueError("watermark_by_default needs a watermark_key_file")
         if not self.model:
             raise ValueError("no model is given; try smollm2-135m-instruct")
         has_part = self.hostname is not None or self.port is not None

@@ -31,6 +31,7 @@ NATIVE_FIELDS = FAKE_FIELDS | {
     "sampling.banned_words",
     "sampling.length_penalty",
     "output.processed_logprobs",
+    "watermark",
 }
 """What the native engine can do."""
 
@@ -44,6 +45,7 @@ _SAMPLING_FIELDS = {
     "logit_bias": "sampling.logit_bias",
     "length_penalty": "sampling.length_penalty",
     "banned_text": "sampling.banned_words",
+    "watermark": "watermark",
 }
 """By the name in SamplingParams; every engine has the others."""
 

@@ -204,6 +204,10 @@ class InputBatch:
         """Returns how many tokens each row has generated."""
         return self.columns.token_counts[places] - self.columns.prompt_counts[places]
 
+    def last_tokens(self, places: Ints) -> Ints:
+        """Returns the last known token of each row."""
+        return self.columns.token_ids[places, self.columns.token_counts[places] - 1].astype(np.int64)
+
     def end_of_sequence_tokens(self, places: Ints) -> tuple[Ints, Ints]:
         """Returns the tokens that end a sequence: indices into `places` and, as long, token ids."""
         endings = self.columns.ending_token_ids[places]

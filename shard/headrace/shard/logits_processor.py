@@ -5,8 +5,9 @@ The order, each step on what the one before it left:
 1. logit bias
 2. repetition penalty, then frequency and presence penalties
 3. length penalty
-4. bars: endings before the minimum length, and what would complete a banned text
-5. for rows that do not decode greedily, at their temperature: typical-p, then min-p
+4. watermark
+5. bars: endings before the minimum length, and what would complete a banned text
+6. for rows that do not decode greedily, at their temperature: typical-p, then min-p
 
 Top-k and top-p follow, where the token is drawn. docs/sampling.md has the definitions.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headrace.kernels.green_list import green_mask
 from headrace.kernels.logits_filters import is_at_least, is_typical
 from headrace.shard.input_batch import InputBatch
 from headrace.shard.processor_columns import ProcessorColumns
@@ -58,6 +60,7 @@ class LogitsProcessor:
             self._add_biases(logits)
             self._penalize(logits)
             self._penalize_length(logits)
+            self._mark(logits)
         is_empty = np.zeros(len(self._places), dtype=np.bool_)
         if len(self._barred_rows) > 0:
             logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
@@ -117,6 +120,20 @@ class LogitsProcessor:
         values = logits[where]
         values += values.abs() * self._tensor(growth.astype(np.float32), logits)
         logits[where] = values.clamp(-_LARGEST, _LARGEST)
+
+    def _mark(self, logits: torch.Tensor) -> None:
+        columns = self._columns
+        marked = self._rows[columns.green_thresholds[self._places[self._rows]] > 0]
+        if len(marked) == 0:
+            return
+        places = self._places[marked]
+        green = green_mask(
+            torch.from_numpy(columns.watermark_keys[places]).to(logits.device),
+            torch.from_numpy(self._batch.last_tokens(places)).to(logits.device),
+            torch.from_numpy(columns.green_thresholds[places]).to(logits.device),
+            logits.shape[1],
+        )
+        logits[self._index(marked)] += green * self._tensor(columns.watermark_deltas[places], logits)[:, None]
 
     def _filter(self, logits: torch.Tensor) -> None:
         columns, drawn = self._columns, self._rows[self._temperatures[self._rows] > 0]

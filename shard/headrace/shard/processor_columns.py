@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from headrace.contract.sampling import SamplingParams
 from headrace.contract.step import AdmittedSequence
+from headrace.contract.watermark import threshold_of
 from headrace.shard.banned_text import BannedTextTracker
 from headrace.shard.growing_columns import GrowingColumns
 from headrace.shard.token_tally import TokenTally
@@ -37,6 +38,12 @@ class ProcessorColumns(GrowingColumns):
         """[place] generated tokens before the length penalty starts."""
         self.length_decays = np.ones(place_count, dtype=np.float64)
         """[place]"""
+        self.watermark_keys = np.zeros(place_count, dtype=np.int64)
+        """[place] the bits of the unsigned key."""
+        self.green_thresholds = np.zeros(place_count, dtype=np.int64)
+        """[place] values of a lane that are green; 0 without a watermark."""
+        self.watermark_deltas = np.zeros(place_count, dtype=np.float32)
+        """[place]"""
         self.min_ps = np.zeros(place_count, dtype=np.float32)
         """[place]"""
         self.typical_ps = np.ones(place_count, dtype=np.float32)
@@ -59,6 +66,10 @@ class ProcessorColumns(GrowingColumns):
         self.presence_penalties[place] = sampling.presence_penalty
         self.length_starts[place] = _NEVER if penalty is None else penalty.start_index
         self.length_decays[place] = 1.0 if penalty is None else penalty.decay_factor
+        mark = sampling.watermark
+        self.watermark_keys[place] = 0 if mark is None else np.uint64(mark.key).astype(np.int64)
+        self.green_thresholds[place] = 0 if mark is None else threshold_of(mark.gamma)
+        self.watermark_deltas[place] = 0.0 if mark is None else mark.delta
         self.min_ps[place] = sampling.min_p
         self.typical_ps[place] = sampling.typical_p
         self._fill_biases(place, sampling)

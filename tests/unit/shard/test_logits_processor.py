@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from headrace.contract.engine import EngineDescription
-from headrace.contract.sampling import BannedText, LengthPenalty, RowStopRules, SamplingParams
+from headrace.contract.sampling import BannedText, LengthPenalty, RowStopRules, SamplingParams, Watermark
 from headrace.contract.step import AdmittedSequence, StepPlan
+from headrace.contract.watermark import is_green, threshold_of
 from headrace.kernels.logits_filters import is_typical
 from headrace.shard.capabilities import NATIVE_FIELDS
 from headrace.shard.input_batch import InputBatch
@@ -241,6 +242,20 @@ def test_banned_texts_follow_their_automaton() -> None:
         assert (found[0] == -torch.inf).nonzero().flatten().tolist() == barred, generated
 
 
+def test_a_watermark_raises_the_green_tokens_of_the_last_one() -> None:
+    key = 2**63 + 12345
+    sampling = SamplingParams(temperature=0.0, watermark=Watermark(key=key, gamma=0.3, delta=1.5))
+    logits = random_logits()
+    found = process(logits, admitted(1, sampling, (*PROMPT, *GENERATED))) - logits
+    threshold = threshold_of(0.3)
+    expected = [
+        1.5 if is_green(token_id, previous_token_id=GENERATED[-1], key=key, threshold=threshold) else 0.0
+        for token_id in range(VOCABULARY)
+    ]
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert 0 < sum(expected) < 1.5 * VOCABULARY
+
+
 SAMPLINGS = st.builds(
     SamplingParams,
     temperature=st.sampled_from((0.0, 0.5, 1.0)),
@@ -254,6 +269,7 @@ SAMPLINGS = st.builds(
     ),
     length_penalty=st.none() | st.just(LengthPenalty(start_index=1, decay_factor=1.4)),
     banned_text=st.none() | st.just(BannedText(state_count=0, token_ids=(2, 30))),
+    watermark=st.none() | st.builds(Watermark, key=st.integers(1, 3), gamma=st.just(0.5), delta=st.just(2.0)),
 )
 ROWS = st.lists(
     st.tuples(SAMPLINGS, st.lists(st.integers(0, VOCABULARY - 1), max_size=90), st.integers(0, 3)),

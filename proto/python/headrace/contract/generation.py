@@ -129,6 +129,17 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatermarkOptions:
+    """What a request says of its watermark. None means the server's default."""
+
+    enabled: bool = True
+    key: str = ""
+    """Name of the key; empty is the server's default key."""
+    gamma: float | None = None
+    delta: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """What a client asked, field by field as in headrace.v1.GenerateRequest; nothing is checked yet."""
 
@@ -146,7 +157,8 @@ class GenerationRequest:
     best_of: int | None = None
     truncate_prompt_token_count: int | None = None
     add_special_tokens: bool | None = None
-    watermark_requested: bool | None = None
+    watermark: WatermarkOptions | None = None
+    """None means the server's default."""
     deadline_s: float | None = None
     """Moment on the process's clock when the caller stops waiting; None never."""
 

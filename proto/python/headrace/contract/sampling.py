@@ -65,6 +65,18 @@ class BannedText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """Makes the tokens of a secret list likelier; see headrace.contract.watermark."""
+
+    key: int
+    """In [1, 2**64)."""
+    gamma: float
+    """Share of the vocabulary that is favoured; in (0, 1)."""
+    delta: float
+    """Added to its logits; positive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """What the engine does. The defaults change nothing about the model's distribution."""
 
@@ -88,6 +100,7 @@ class SamplingParams:
     length_penalty: LengthPenalty | None = None
     banned_text: BannedText | None = None
     """Texts that must not be generated."""
+    watermark: Watermark | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -109,6 +122,7 @@ class SamplingParams:
             or bool(self.logit_bias)
             or self.length_penalty is not None
             or self.banned_text is not None
+            or self.watermark is not None
         )
 
 

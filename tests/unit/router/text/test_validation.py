@@ -19,6 +19,7 @@ from headrace.contract.generation import (
     Tool,
     ToolCall,
     ToolChoiceMode,
+    WatermarkOptions,
 )
 from headrace.contract.sampling import (
     LengthPenalty,
@@ -27,9 +28,11 @@ from headrace.contract.sampling import (
     SamplingParams,
     StoppingOptions,
     TextStopRules,
+    Watermark,
 )
 from headrace.router.model_card import ModelCard
 from headrace.router.validation import ROUTER_FIELDS, RequestLimits, Validator, deliverable_fields
+from headrace.router.watermarks import Watermarks
 
 VOCABULARY = 1000
 CARD = ModelCard(
@@ -266,7 +269,7 @@ UNSUPPORTED = [
     (output(processed_logprobs=True), "output.processed_logprobs"),
     (asking(constraint=Constraint(ConstraintKind.REGEX, "a+")), "constraint"),
     (asking(adapter="tuned"), "adapter"),
-    (asking(watermark_requested=True), "watermark"),
+    (asking(watermark=WatermarkOptions()), "watermark"),
     (chat(USER, tool_choice=ToolChoiceMode.REQUIRED), "chat.tool_choice"),
     (chat(USER, tool_choice=ToolChoiceMode.NAMED, tool_choice_name="f"), "chat.tool_choice"),
     (chat(USER, replace(USER, has_image=True)), "chat.messages[1].content"),
@@ -288,7 +291,7 @@ def test_an_option_that_the_engine_lacks_is_named(request_: GenerationRequest, f
         sampling(length_penalty=LengthPenalty(start_index=3, decay_factor=1.0)),
         output(token_logprobs=False, top_logprob_count=0, prompt_logprobs=False, processed_logprobs=False),
         stopping(min_new_token_count=0),
-        asking(completion_count=3, best_of=3, watermark_requested=False),
+        asking(completion_count=3, best_of=3, watermark=WatermarkOptions(enabled=False)),
     ],
 )
 def test_a_value_that_says_off_needs_no_engine(request_: GenerationRequest) -> None:
@@ -345,6 +348,41 @@ def test_fields_that_the_router_cannot_carry_are_not_offered() -> None:
     assert offered >= ROUTER_FIELDS
     assert not offered & {"watermark"}
     assert validator().supported_fields == offered
+
+
+KEYS = Watermarks(keys={"first": 11, "second": 22}, gamma=0.5, delta=3.0)
+MARKING = Validator(CARD, LIMITS, EVERY_FIELD, KEYS)
+BAD_WATERMARKS = [
+    (WatermarkOptions(key="third"), "watermark.key", "must be one of first, second"),
+    (WatermarkOptions(gamma=0.0), "watermark.gamma", "must be in (0, 1), is 0.0"),
+    (WatermarkOptions(gamma=NAN), "watermark.gamma", "must be in (0, 1), is nan"),
+    (WatermarkOptions(delta=-1.0), "watermark.delta", "must be in (0, 100], is -1.0"),
+]
+
+
+@pytest.mark.parametrize(("options", "path", "message"), BAD_WATERMARKS)
+def test_a_wrong_watermark_is_named(options: WatermarkOptions, path: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        MARKING.check(asking(watermark=options))
+    assert [(violation.field, violation.description) for violation in caught.value.violations] == [(path, message)]
+
+
+def mark_of(options: WatermarkOptions | None, watermarks: Watermarks = KEYS) -> Watermark | None:
+    gate = Validator(CARD, LIMITS, EVERY_FIELD, watermarks)
+    return gate.resolve(asking(watermark=options), (1,), request_id="r", seed=1).sampling.watermark
+
+
+def test_a_watermark_is_made_of_the_request_and_the_servers_defaults() -> None:
+    assert "watermark" in MARKING.supported_fields
+    assert mark_of(None) is None
+    assert mark_of(WatermarkOptions(enabled=False)) is None
+    assert mark_of(WatermarkOptions()) == Watermark(key=11, gamma=0.5, delta=3.0)
+    assert mark_of(WatermarkOptions(key="second", gamma=0.1, delta=1.0)) == Watermark(key=22, gamma=0.1, delta=1.0)
+    always = replace(KEYS, is_default=True)
+    assert mark_of(None, always) == Watermark(key=11, gamma=0.5, delta=3.0)
+    assert mark_of(WatermarkOptions(enabled=False), always) is None
+    lacking = Validator(CARD, LIMITS, NATIVE_FIELDS, always)
+    assert lacking.resolve(asking(), (1,), request_id="r", seed=1).sampling.watermark is None
 
 
 def test_a_template_in_the_request_is_forbidden() -> None:
