@@ -50,6 +50,7 @@ def test_every_portion_imports_from_its_root_and_is_typed(name: str, root: str) 
         ("headrace.shard.worker", {"grpc", "google.protobuf", "transformers", "tokenizers"}),
         ("headrace.services.router_process", {"torch", "transformers"}),
         ("headrace.services.cli", {"torch", "transformers"}),
+        ("headrace.services.rest.process", {"torch", "transformers", "tokenizers", "numpy", "jinja2", "gguf"}),
     ],
 )
 def test_importing_does_not_drag_in(name: str, unwanted: set[str]) -> None:

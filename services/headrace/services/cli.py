@@ -26,6 +26,9 @@ COMMANDS = {
     ),
     "router": Command("headrace.services.router_process:main", "router", "a router for shards that run elsewhere"),
     "shard": Command("headrace.services.shard_process:main", "shard", "a model server for one router"),
+    "rest": Command(
+        "headrace.services.rest.process:main", "rest", "HTTP in the protocols of OpenAI, TGI and Anthropic"
+    ),
     "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
     "bench": Command("headrace.client.bench_cli:main", "", "load on a running server, and how fast it answers"),
     "watermark": Command("headrace.client.watermark_cli:main", "", "whether a text carries a watermark"),

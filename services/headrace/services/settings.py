@@ -33,8 +33,19 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class CommonSettings(_Settings):
+class ProcessSettings(_Settings):
     """Settings of every process."""
+
+    insecure: bool = False
+    """Listen without encryption on addresses that other machines reach."""
+    log_level: LogLevel = LogLevel.INFO
+    """Least severe line of the log."""
+    log_format: LogFormat = LogFormat.AUTO
+    """How the log looks; `auto` is readable on a terminal and JSON elsewhere."""
+
+
+class CommonSettings(ProcessSettings):
+    """Settings of every process that knows the model."""
 
     model: Annotated[str, Field(json_schema_extra={"aliases": ["model-id"]})] = ""
     """The model: a GGUF file, a folder with config.json, tokenizer.json and safetensors, an id on the Hugging Face
@@ -45,12 +56,6 @@ class CommonSettings(_Settings):
     """Most sequences in one step."""
     step_token_limit: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["max-batch-prefill-tokens"]})] = 2048
     """Most tokens computed in one step, over all its sequences."""
-    insecure: bool = False
-    """Listen without encryption on addresses that other machines reach."""
-    log_level: LogLevel = LogLevel.INFO
-    """Least severe line of the log."""
-    log_format: LogFormat = LogFormat.AUTO
-    """How the log looks; `auto` is readable on a terminal and JSON elsewhere."""
 
 
 class EngineSettings(CommonSettings):
@@ -157,11 +162,7 @@ class RouterOnlySettings(CommonSettings):
     @property
     def listen_address(self) -> Address:
         """Where to listen, parsed."""
-        address = parse_address(self.listen)
-        if not isinstance(address, TcpAddress):
-            return address
-        host = address.host if self.hostname is None else self.hostname
-        return TcpAddress(host, address.port if self.port is None else self.port)
+        return _listen_address(self.listen, self.hostname, self.port)
 
     @model_validator(mode="after")
     def _check_router(self) -> Self:
@@ -169,9 +170,7 @@ class RouterOnlySettings(CommonSettings):
             raise ValueError("watermark_by_default needs a watermark_key_file")
         if not self.model:
             raise ValueError("no model is given; try smollm2-135m-instruct")
-        has_part = self.hostname is not None or self.port is not None
-        if has_part and not isinstance(parse_address(self.listen), TcpAddress):
-            raise ValueError(f"a hostname or a port has no place in the address {self.listen}")
+        _check_listen(self.listen, self.hostname, self.port)
         return self
 
 
@@ -189,9 +188,62 @@ class ServeSettings(RouterOnlySettings, EngineSettings):
     """Number of shards, each a replica of the model."""
 
 
-PROCESSES: dict[str, type[CommonSettings]] = {
+class RestSettings(ProcessSettings):
+    """Runs a REST sidecar: translates HTTP to the gRPC of a router, and holds nothing itself."""
+
+    router: Annotated[tuple[AddressText, ...], Field(min_length=1)] = ("127.0.0.1:50051",)
+    """Where a router is reached: `host:port` or `unix:PATH`. May be repeated, then calls take turns among those that
+    serve."""
+    listen: AddressText = "127.0.0.1:8080"
+    """Where HTTP clients reach the sidecar: `host:port` or `unix:PATH`."""
+    hostname: Annotated[str | None, Field(json_schema_extra={"flag_only": True})] = None
+    """Host to listen on, in place of the one in `listen`."""
+    port: Annotated[NonNegativeInt | None, Field(le=65535, json_schema_extra={"flag_only": True})] = None
+    """Port to listen on, in place of the one in `listen`; 0 lets the system choose."""
+    body_size_limit: Annotated[ByteSize, Field(json_schema_extra={"aliases": ["payload-limit"]})] = ByteSize(16 * 2**20)
+    """Largest body of an HTTP request, in bytes or with a unit such as `16MiB`."""
+    deadline_s: PositiveFloat = 600.0
+    """How long a request may take in all, waiting included, in seconds. The header `x-request-timeout-s` may ask for
+    less."""
+    client_batch_limit: PositiveInt = 64
+    """Most prompts of one `/v1/completions` request, each of which the router gets as a request of its own."""
+    cors_allow_origin: tuple[str, ...] = ()
+    """An origin whose pages may call the sidecar from a browser, or `*`. May be repeated."""
+    propagation_s: NonNegative = 3.0
+    """After SIGTERM, how long late requests are still served while load balancers learn of it, in seconds."""
+    drain_timeout_s: Annotated[NonNegative, Field(json_schema_extra={"aliases": ["graceful-termination-timeout"]})] = (
+        90.0
+    )
+    """After that, how long running requests may take to end, in seconds."""
+
+    @property
+    def listen_address(self) -> Address:
+        """Where to listen, parsed."""
+        return _listen_address(self.listen, self.hostname, self.port)
+
+    @model_validator(mode="after")
+    def _check_rest(self) -> Self:
+        _check_listen(self.listen, self.hostname, self.port)
+        return self
+
+
+def _listen_address(listen: str, hostname: str | None, port: int | None) -> Address:
+    address = parse_address(listen)
+    if not isinstance(address, TcpAddress):
+        return address
+    return TcpAddress(address.host if hostname is None else hostname, address.port if port is None else port)
+
+
+def _check_listen(listen: str, hostname: str | None, port: int | None) -> None:
+    has_part = hostname is not None or port is not None
+    if has_part and not isinstance(parse_address(listen), TcpAddress):
+        raise ValueError(f"a hostname or a port has no place in the address {listen}")
+
+
+PROCESSES: dict[str, type[ProcessSettings]] = {
     "serve": ServeSettings,
     "router": RouterSettings,
     "shard": ShardSettings,
+    "rest": RestSettings,
 }
 """The settings of each command."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from headrace.contract.errors import StartupError
-from headrace.services.settings import PROCESSES, CommonSettings
+from headrace.services.settings import PROCESSES, ProcessSettings
 
 PREFIX = "HEADRACE_"
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
@@ -46,7 +46,7 @@ RETIRED_FLAGS: Mapping[str, str] = {
 }
 """Flags of Text Generation Inference that have no namesake here, and what to do in place of them."""
 
-Kind = TypeVar("Kind", bound=CommonSettings)
+Kind = TypeVar("Kind", bound=ProcessSettings)
 
 
 def load_settings(kind: type[Kind], arguments: Sequence[str], environment: Mapping[str, str], *, program: str) -> Kind:
@@ -73,7 +73,7 @@ def load_settings(kind: type[Kind], arguments: Sequence[str], environment: Mappi
         raise StartupError(_explain(error, sources)) from error
 
 
-def to_flags(settings: CommonSettings, kind: type[CommonSettings], **replaced: object) -> list[str]:
+def to_flags(settings: ProcessSettings, kind: type[ProcessSettings], **replaced: object) -> list[str]:
     """Returns the flags that give another process the same settings, for the fields that its kind has."""
     flags: list[str] = []
     for name, field in kind.model_fields.items():
@@ -117,9 +117,10 @@ class _Parser(argparse.ArgumentParser):
         raise StartupError(f"{message}; see {self.prog} --help")
 
 
-def _from_flags(kind: type[CommonSettings], arguments: Sequence[str], program: str) -> dict[str, Any]:
+def _from_flags(kind: type[ProcessSettings], arguments: Sequence[str], program: str) -> dict[str, Any]:
     parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("model_argument", metavar="MODEL", nargs="?", help="the model; the same as --model")
+    if "model" in kind.model_fields:
+        parser.add_argument("model_argument", metavar="MODEL", nargs="?", help="the model; the same as --model")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with settings")
     for name, field in kind.model_fields.items():
         options = [flag_of(name), *(f"--{alias}" for alias in aliases_of(field))]
@@ -153,7 +154,7 @@ def _help(field: FieldInfo) -> str:
     return (text + default).replace("%", "%%")
 
 
-def _refuse_flag(kind: type[CommonSettings], argument: str) -> Never:
+def _refuse_flag(kind: type[ProcessSettings], argument: str) -> Never:
     name = argument.removeprefix("--").partition("=")[0]
     if argument.startswith("--") and name in RETIRED_FLAGS:
         raise StartupError(f"--{name} is not a setting: {RETIRED_FLAGS[name]}")
@@ -163,7 +164,7 @@ def _refuse_flag(kind: type[CommonSettings], argument: str) -> Never:
     raise StartupError(f"unknown flag {argument.partition('=')[0]}{_suggest(name, known, '--{}')}")
 
 
-def _from_environment(kind: type[CommonSettings], environment: Mapping[str, str]) -> dict[str, object]:
+def _from_environment(kind: type[ProcessSettings], environment: Mapping[str, str]) -> dict[str, object]:
     known = {variable_of(name): (name, field) for name, field in _shareable_fields().items()}
     found: dict[str, object] = {}
     for variable, text in environment.items():
@@ -181,7 +182,7 @@ def _from_environment(kind: type[CommonSettings], environment: Mapping[str, str]
     return found
 
 
-def _from_file(kind: type[CommonSettings], path: str) -> dict[str, object]:
+def _from_file(kind: type[ProcessSettings], path: str) -> dict[str, object]:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

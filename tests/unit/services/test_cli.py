@@ -25,7 +25,9 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "'fly'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("command", "extra"), [("router", "router"), ("shard", "shard"), ("serve", "router,shard")])
+@pytest.mark.parametrize(
+    ("command", "extra"), [("router", "router"), ("shard", "shard"), ("serve", "router,shard"), ("rest", "rest")]
+)
 def test_a_missing_extra_is_explained(command: str, extra: str) -> None:
     """As in a base install, where pydantic is not there."""
     script = (

@@ -1,0 +1,120 @@
+"""The sidecar as an ASGI application: routes, errors of every kind, and a line of log for each request."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.contract.errors import HeadraceError
+from headrace.services.log import Event, bind_request, logger
+from headrace.services.rest.endpoints import ENDPOINTS, OPENAI, Dialect, Endpoint
+from headrace.services.rest.errors import HttpProblem
+from headrace.services.rest.http_request import ClientGone
+from headrace.services.rest.sidecar import Exchange, Sidecar
+
+_HUNG_UP = 499
+"""What nginx logs for a caller who did not wait; nobody receives it."""
+
+_QUIET_PATHS = {"/health", "/ping"}
+
+
+def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
+    """Returns the application."""
+    middleware = [Middleware(RequestLog)]
+    if cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        )
+    return Starlette(
+        routes=[_route(endpoint, sidecar) for endpoint in ENDPOINTS],
+        middleware=middleware,
+        exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
+    )
+
+
+class RequestLog:
+    """Logs each request when it is over, like the calls of a gRPC server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, as ASGI asks."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun_at = time.monotonic()
+        status = 0
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        finally:
+            write = logger().debug if scope["path"] in _QUIET_PATHS else logger().info
+            write(
+                Event.CALL_ENDED,
+                method=f"{scope['method']} {scope['path']}",
+                code=str(status or _HUNG_UP),
+                duration_s=round(time.monotonic() - begun_at, 6),
+            )
+
+
+def _route(endpoint: Endpoint, sidecar: Sidecar) -> Route:
+    return Route(endpoint.path, _guarded(endpoint, sidecar), methods=[endpoint.method])
+
+
+def _guarded(endpoint: Endpoint, sidecar: Sidecar) -> Callable[[Request], Awaitable[Response]]:
+    """Returns a function that answers requests, and puts what goes wrong in the words of the endpoint's protocol."""
+    dialect = endpoint.dialect
+
+    async def answer(request: Request) -> Response:
+        request.scope["dialect"] = dialect
+        headers: dict[str, str] = {}
+        try:
+            exchange = Exchange.of(request, sidecar)
+            bind_request(exchange.context.request_id)
+            headers = exchange.headers()
+            return await endpoint.answer(request, exchange)
+        except HeadraceError as error:
+            return dialect.write_error(error, headers)
+        except ClientGone:
+            return Response(status_code=_HUNG_UP)
+
+    return answer
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: f"there is no {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
+    problem = HttpProblem(error.status_code, text.get(error.status_code, error.detail))
+    return _dialect(request).write_error(problem, dict(error.headers or {}))
+
+
+async def _admit_bug(request: Request, error: Exception) -> Response:
+    """Answers a bug of ours with a fixed text; the server logs the traceback."""
+    del error
+    return _dialect(request).write_error(HeadraceError("internal error; the sidecar's log explains it"), {})
+
+
+def _dialect(request: Request) -> Dialect:
+    found = request.scope.get("dialect", OPENAI)
+    assert isinstance(found, Dialect)
+    return found

@@ -1,0 +1,152 @@
+"""What an HTTP request carries beside its meaning: its id, its deadline, its body and its caller's presence."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from headrace.contract.errors import FieldViolation, InvalidRequest
+from headrace.services.rest.errors import HttpProblem
+from headrace.services.rest.router_link import CallContext
+
+REQUEST_ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-request-timeout-s"
+IGNORED_HEADER = "x-headrace-ignored"
+"""Names the fields of a request that were understood and have no effect here."""
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_FORWARDED = ("traceparent", "tracestate", "authorization")
+_VIOLATION_LIMIT = 20
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+class ClientGone(Exception):
+    """The caller hung up; nobody reads an answer."""
+
+
+def context_of(request: Request, deadline_s: float) -> CallContext:
+    """Returns what a request says of the calls made for it.
+
+    Raises:
+        InvalidRequest: the timeout is no positive number.
+    """
+    given = request.headers.get(REQUEST_ID_HEADER, "")
+    is_own_id = _REQUEST_ID.fullmatch(given) is None
+    return CallContext(
+        request_id=uuid.uuid4().hex if is_own_id else given,
+        is_own_id=is_own_id,
+        deadline_s=min(deadline_s, _timeout_s(request.headers)),
+        metadata={name: value for name in _FORWARDED if (value := request.headers.get(name, "")) and value.isascii()},
+    )
+
+
+def request_id_for_router(context: CallContext, index: int = 0) -> str:
+    """Returns an id that no other running request has: callers use one of theirs for several requests."""
+    if context.is_own_id and index == 0:
+        return context.request_id
+    return f"{context.request_id[:110]}-{uuid.uuid4().hex[:12]}"
+
+
+async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> BodyT:
+    """Reads and checks a body.
+
+    Raises:
+        HttpProblem: it is too large, encoded or no JSON.
+        InvalidRequest: it is JSON of another shape; every wrong field is named.
+        ClientGone: the caller hung up.
+    """
+    _check_headers(request.headers, limit_bytes)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    try:
+        async for chunk in request.stream():
+            size_bytes += len(chunk)
+            if size_bytes > limit_bytes:
+                raise _too_large(limit_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    try:
+        return kind.model_validate_json(b"".join(chunks))
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
+    """Waits for work, and ends it when the caller hangs up. The body must have been read.
+
+    Raises:
+        ClientGone: the caller hung up.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _timeout_s(headers: Mapping[str, str]) -> float:
+    text = headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return float("inf")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise InvalidRequest.of(TIMEOUT_HEADER, f"must be a positive number of seconds, not {text!r}")
+    return seconds
+
+
+def _check_headers(headers: Mapping[str, str], limit_bytes: int) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HttpProblem(415, f"a body must not be encoded, and this one is: {encoding!r}")
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HttpProblem(415, f"the content type must be application/json, not {kind!r}")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit_bytes:
+        raise _too_large(limit_bytes)
+
+
+def _too_large(limit_bytes: int) -> HttpProblem:
+    return HttpProblem(413, f"the body is larger than the limit of {limit_bytes} bytes")
+
+
+def _explain(error: ValidationError) -> InvalidRequest | HttpProblem:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    if problems[0]["type"] == "json_invalid":
+        return HttpProblem(400, f"the body is not JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}")
+    found: dict[str, str] = {}
+    for problem in problems:
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = "is unknown here" if problem["type"] == "extra_forbidden" else message
+        # The members of a union are reported one by one; the path without their names is the field's.
+        found.setdefault(_path(problem["loc"]), message)
+    violations = [FieldViolation(path, message) for path, message in found.items()]
+    return InvalidRequest(violations[:_VIOLATION_LIMIT])
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path

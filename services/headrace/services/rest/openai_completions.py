@@ -1,0 +1,238 @@
+"""`/v1/completions`: OpenAI's completion of texts or token ids, several in one request."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headrace.client import calls
+from headrace.client.options import GenerateOptions
+from headrace.client.requests import Prompt
+from headrace.client.results import Completion, Generation
+from headrace.contract.errors import HeadraceError, InvalidRequest
+from headrace.services.rest import openai_answer as answer
+from headrace.services.rest.event_stream import EventStreamResponse, open_all
+from headrace.services.rest.http_request import while_connected
+from headrace.services.rest.openai_fields import SamplingBody, model_name
+from headrace.services.rest.sidecar import Exchange
+from headrace.v1 import generate_service_pb2 as pb
+
+
+class CompletionBody(SamplingBody):
+    """A request to continue one or several prompts."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    """A text, token ids, or a list of either."""
+    suffix: None = None
+    """Not supported: models would have to be trained for it."""
+    echo: bool | None = None
+    """Begins each text with its prompt."""
+    logprobs: int | None = None
+    """Log-probabilities of the generated tokens and of this many rivals, in [0, 20]."""
+    best_of: int | None = None
+
+    def prompts(self, limit: int) -> list[Prompt]:
+        """Returns the prompts, one for each call.
+
+        Raises:
+            InvalidRequest: there are none or too many, or one is empty.
+        """
+        prompts: list[Prompt] = []
+        if isinstance(self.prompt, str):
+            prompts = [self.prompt]
+        elif self.prompt and isinstance(self.prompt[0], int):
+            prompts = [[token_id for token_id in self.prompt if isinstance(token_id, int)]]
+        else:
+            prompts = [entry for entry in self.prompt if not isinstance(entry, int)]
+        if not 1 <= len(prompts) <= limit:
+            raise InvalidRequest.of("prompt", f"must hold 1 to {limit} prompts, not {len(prompts)}")
+        return prompts
+
+    def options(self, request_id: str) -> GenerateOptions:
+        """Returns what the body asks for, for each prompt.
+
+        Raises:
+            InvalidRequest: two fields contradict each other.
+        """
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest.of("logprobs", "cannot be given beside echo: the prompt's are not returned here")
+        return {
+            **self.sampling_options(request_id),
+            "best_of": self.best_of,
+            "token_logprobs": None if self.logprobs is None else True,
+            "top_logprob_count": self.logprobs,
+        }
+
+
+class TextChoice(TypedDict):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class TextCompletion(TypedDict):
+    """The continuations of all prompts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: answer.OpenAiUsage
+    system_fingerprint: str | None
+
+
+async def create_completion(request: Request, exchange: Exchange) -> Response:
+    """Continues prompts, whole or as a stream."""
+    body = await exchange.read(request, CompletionBody)
+    prompts = body.prompts(exchange.sidecar.limits.client_batch_count)
+    options = [body.options(exchange.router_request_id(index)) for index in range(len(prompts))]
+    echoes = await while_connected(request, _echoes(exchange, body, prompts))
+    headers = exchange.headers(body)
+    identity = {
+        "id": f"cmpl-{exchange.context.request_id}",
+        "object": "text_completion",
+        "created": int(time.time()),
+    }
+    if not body.stream:
+        generations = await while_connected(request, _generate_all(exchange, prompts, options))
+        return answer.json_response(identity | _merged(generations, echoes, body.logprobs or 0), headers)
+    streams = [
+        exchange.link.stream(calls.stream(prompt, entry), exchange.context)
+        for prompt, entry in zip(prompts, options, strict=True)
+    ]
+    opened = await while_connected(request, open_all(streams, exchange.link.target))
+    writers = [
+        TextWriter(identity, first_index=index * (body.n or 1), echo=echo, top_count=body.logprobs)
+        for index, echo in enumerate(echoes)
+    ]
+
+    def closing() -> bytes:
+        if not body.wants_usage:
+            return answer.DONE
+        usage = answer.sum_usages(writer.usage for writer in writers)
+        chunk = {**identity, "model": writers[0].model, "choices": [], "usage": usage}
+        return b"data: %b\n\n%b" % (orjson.dumps(chunk), answer.DONE)
+
+    return EventStreamResponse(list(zip(opened, writers, strict=True)), closing=closing, headers=headers)
+
+
+async def _generate_all(
+    exchange: Exchange, prompts: Sequence[Prompt], options: Sequence[GenerateOptions]
+) -> list[Generation]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(exchange.link.unary(calls.generate(prompt, entry), exchange.context))
+                for prompt, entry in zip(prompts, options, strict=True)
+            ]
+    except* HeadraceError as errors:
+        # One is all that an answer can tell.
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+def _first(group: BaseExceptionGroup[HeadraceError]) -> HeadraceError:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+async def _echoes(exchange: Exchange, body: CompletionBody, prompts: Sequence[Prompt]) -> list[str]:
+    if not body.echo:
+        return [""] * len(prompts)
+    model = model_name(body.model)
+    texts: list[str] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        else:
+            call = calls.detokenize(prompt, model, include_special_tokens=None)
+            texts.append(await exchange.link.unary(call, exchange.context))
+    return texts
+
+
+def _merged(generations: Sequence[Generation], echoes: Sequence[str], top_count: int) -> dict[str, object]:
+    choices: list[TextChoice] = []
+    for generation, echo in zip(generations, echoes, strict=True):
+        choices += [_choice(completion, len(choices), echo, top_count) for completion in generation.completions]
+    for index, choice in enumerate(choices):
+        choice["index"] = index
+    return {
+        "model": generations[0].model,
+        "choices": choices,
+        "usage": answer.sum_usages(answer.usage_of(generation.usage) for generation in generations),
+        "system_fingerprint": None,
+    }
+
+
+def _choice(completion: Completion, index: int, echo: str, top_count: int) -> TextChoice:
+    logprobs = answer.text_logprobs(completion.logprobs, top_count, len(echo))[0] if completion.logprobs else None
+    return {
+        "index": index,
+        "text": echo + completion.text,
+        "logprobs": logprobs,
+        "finish_reason": answer.finish_reason(completion.end),
+    }
+
+
+class TextWriter:
+    """Writes the chunks of one prompt's completions."""
+
+    def __init__(self, identity: dict[str, Any], *, first_index: int, echo: str, top_count: int | None) -> None:
+        self._identity = identity
+        self._first_index = first_index
+        self._echo = echo
+        self._top_count = top_count
+        self._head = b""
+        self._offsets: dict[int, int] = {}
+        self._echoed: set[int] = set()
+        self.model = ""
+        """Name of the model that answers."""
+        self.usage = answer.sum_usages(())
+        """Token counts, once it is over."""
+
+    def started(self, started: pb.GenerationStarted) -> bytes:
+        """Keeps what every chunk repeats."""
+        self.model = started.model
+        head = orjson.dumps(self._identity | {"model": started.model})
+        self._head = b"data: " + head[:-1] + b',"choices":'
+        return b""
+
+    def delta(self, delta: pb.GenerationDelta) -> bytes:
+        """Returns a chunk, or nothing while text is withheld."""
+        text = delta.text
+        index = delta.index
+        if self._echo and index not in self._echoed:
+            self._echoed.add(index)
+            text = self._echo + text
+        if self._top_count is None:
+            if not text:
+                return b""
+            return b'%b[{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (
+                self._head,
+                self._first_index + index,
+                orjson.dumps(text),
+            )
+        offset = self._offsets.get(index, 0)
+        logprobs, self._offsets[index] = answer.text_logprobs(delta.logprobs, self._top_count, offset)
+        return self._chunk(index, text, logprobs, None)
+
+    def finished(self, finished: pb.GenerationFinished) -> bytes:
+        """Returns the reasons to end."""
+        self.usage = answer.usage_of(finished.usage)
+        return b"".join(self._chunk(end.index, "", None, answer.streamed_finish_reason(end)) for end in finished.ends)
+
+    def failed(self, error: HeadraceError) -> bytes:
+        """Returns the error as an event."""
+        return answer.error_event(error)
+
+    def _chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> bytes:
+        choice = {"index": self._first_index + index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return b"%b%b}\n\n" % (self._head, orjson.dumps([choice]))

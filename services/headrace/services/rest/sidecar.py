@@ -1,0 +1,75 @@
+"""What all endpoints are given: the link to the router, the limits, and what one request says of its calls."""
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from headrace.services.rest.http_request import (
+    IGNORED_HEADER,
+    REQUEST_ID_HEADER,
+    BodyT,
+    context_of,
+    read_body,
+    request_id_for_router,
+)
+from headrace.services.rest.openai_fields import Body
+from headrace.services.rest.router_link import CallContext, RouterLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the sidecar itself bounds."""
+
+    body_size_bytes: int
+    deadline_s: float
+    client_batch_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What lives as long as the process."""
+
+    link: RouterLink
+    limits: Limits
+    started_at_s: int
+    """Seconds since 1970."""
+    is_ending: asyncio.Event
+    """Set when the process was told to end: then health says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One HTTP request and what is needed to answer it."""
+
+    sidecar: Sidecar
+    context: CallContext
+
+    @classmethod
+    def of(cls, request: Request, sidecar: Sidecar) -> "Exchange":
+        """Returns the exchange of a request.
+
+        Raises:
+            InvalidRequest: a header is wrong.
+        """
+        return cls(sidecar=sidecar, context=context_of(request, sidecar.limits.deadline_s))
+
+    @property
+    def link(self) -> RouterLink:
+        """The connection to the router."""
+        return self.sidecar.link
+
+    async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
+        """Reads and checks the body; see `read_body`."""
+        return await read_body(request, kind, self.sidecar.limits.body_size_bytes)
+
+    def router_request_id(self, index: int = 0) -> str:
+        """Returns the id of one of the calls made for this request."""
+        return request_id_for_router(self.context, index)
+
+    def headers(self, body: Body | None = None) -> dict[str, str]:
+        """Returns the headers of every answer."""
+        headers = {REQUEST_ID_HEADER: self.context.request_id}
+        if body is not None and (ignored := body.ignored()):
+            headers[IGNORED_HEADER] = ignored
+        return headers
