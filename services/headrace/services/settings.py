@@ -191,7 +191,9 @@ class ServeSettings(RouterOnlySettings, EngineSettings):
 class RestSettings(ProcessSettings):
     """Runs a REST sidecar: translates HTTP to the gRPC of a router, and holds nothing itself."""
 
-    router: Annotated[tuple[AddressText, ...], Field(min_length=1)] = ("127.0.0.1:50051",)
+    router_address: Annotated[
+        tuple[AddressText, ...], Field(min_length=1, json_schema_extra={"aliases": ["router"]})
+    ] = ("127.0.0.1:50051",)
     """Where a router is reached: `host:port` or `unix:PATH`. May be repeated, then calls take turns among those that
     serve."""
     listen: AddressText = "127.0.0.1:8080"

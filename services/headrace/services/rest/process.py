@@ -55,7 +55,7 @@ async def run_sidecar(settings: RestSettings) -> int:
         StartupError: the address is taken, not of this machine, or open to others without encryption.
     """
     shutdown = Shutdown()
-    link = RouterLink(settings.router, message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES)
+    link = RouterLink(settings.router_address, message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES)
     sidecar = Sidecar(
         link=link,
         limits=Limits(

@@ -52,10 +52,32 @@ async def test_a_stream_says_what_the_whole_answer_says(rest: Any, client: opena
     assert usage.completion_tokens == whole.usage.completion_tokens == 40
 
 
+async def test_logprobs_of_both_endpoints(client: openai.AsyncOpenAI) -> None:
+    options = {
+        "model": "",
+        "messages": QUESTION,
+        "max_tokens": 3,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    entries = (await client.chat.completions.create(**options)).choices[0].logprobs.content
+    assert len(entries) == 3
+    assert all(entry.logprob <= 0 and len(entry.top_logprobs) == 2 for entry in entries)
+    streamed = []
+    async for chunk in await client.chat.completions.create(**options, stream=True):
+        streamed += [entry for choice in chunk.choices if choice.logprobs for entry in choice.logprobs.content]
+    assert streamed == entries
+    text = await client.completions.create(model="", prompt="Once", max_tokens=3, temperature=0, logprobs=2)
+    logprobs = text.choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 3
+    assert logprobs.text_offset == [0, len(logprobs.tokens[0]), len(logprobs.tokens[0] + logprobs.tokens[1])]
+
+
 async def test_an_option_that_the_engine_lacks_is_refused_by_openais_name(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.chat.completions.create(model="", messages=QUESTION, max_tokens=3, logprobs=True, top_logprobs=2)
-    assert (caught.value.param, caught.value.code) == ("logprobs", "unsupported")
+        await client.chat.completions.create(model="", messages=QUESTION, extra_body={"adapter": "x"})
+    assert (caught.value.param, caught.value.code) == ("adapter", "unsupported")
 
 
 async def test_prompts_of_every_form(rest: Any, client: openai.AsyncOpenAI) -> None:
