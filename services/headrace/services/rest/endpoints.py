@@ -7,13 +7,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.contract.errors import HeadraceError
-from headrace.services.rest import openai_answer
+from headrace.services.rest import openai_answer, tgi_answer
 from headrace.services.rest.health import get_health
 from headrace.services.rest.openai_chat import ChatBody, ChatCompletion, create_chat_completion
 from headrace.services.rest.openai_completions import CompletionBody, TextCompletion, create_completion
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.openai_models import ModelEntry, ModelList, get_model, list_models
 from headrace.services.rest.sidecar import Exchange
+from headrace.services.rest.tgi_fields import GenerateBody, TokenizeBody
+from headrace.services.rest.tgi_generate import AnyBody, generate, generate_either, generate_stream, invoke
+from headrace.services.rest.tgi_info import ChatTokens, Info, SimpleToken, get_info, tokenize, tokenize_chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Dialect:
 
 
 OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody)
+TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,28 @@ ENDPOINTS = (
     ),
     Endpoint(method="GET", path="/v1/models", answer=list_models, result=ModelList),
     Endpoint(method="GET", path="/v1/models/{model:path}", answer=get_model, result=ModelEntry),
-    Endpoint(method="GET", path="/health", answer=get_health),
-    Endpoint(method="GET", path="/ping", answer=get_health),
+    Endpoint(
+        method="POST", path="/generate", answer=generate, dialect=TGI, body=GenerateBody, result=tgi_answer.Generated
+    ),
+    Endpoint(
+        method="POST", path="/generate_stream", answer=generate_stream, dialect=TGI, body=GenerateBody, streams=True
+    ),
+    Endpoint(
+        method="POST",
+        path="/",
+        answer=generate_either,
+        dialect=TGI,
+        body=GenerateBody,
+        result=list[tgi_answer.Generated],
+        streams=True,
+    ),
+    Endpoint(method="POST", path="/invocations", answer=invoke, dialect=TGI, body=AnyBody, result=object, streams=True),
+    Endpoint(
+        method="POST", path="/tokenize", answer=tokenize, dialect=TGI, body=TokenizeBody, result=list[SimpleToken]
+    ),
+    Endpoint(method="POST", path="/chat_tokenize", answer=tokenize_chat, dialect=TGI, body=ChatBody, result=ChatTokens),
+    Endpoint(method="GET", path="/info", answer=get_info, dialect=TGI, result=Info),
+    Endpoint(method="GET", path="/health", answer=get_health, dialect=TGI),
+    Endpoint(method="GET", path="/ping", answer=get_health, dialect=TGI),
+    Endpoint(method="GET", path="/", answer=get_health, dialect=TGI),
 )

@@ -53,12 +53,11 @@ def request_id_for_router(context: CallContext, index: int = 0) -> str:
     return f"{context.request_id[:110]}-{uuid.uuid4().hex[:12]}"
 
 
-async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> BodyT:
-    """Reads and checks a body.
+async def read_bytes(request: Request, limit_bytes: int) -> bytes:
+    """Reads a body.
 
     Raises:
-        HttpProblem: it is too large, encoded or no JSON.
-        InvalidRequest: it is JSON of another shape; every wrong field is named.
+        HttpProblem: it is too large, or encoded.
         ClientGone: the caller hung up.
     """
     _check_headers(request.headers, limit_bytes)
@@ -72,8 +71,18 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
             chunks.append(chunk)
     except ClientDisconnect as error:
         raise ClientGone from error
+    return b"".join(chunks)
+
+
+def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
+    """Checks a body.
+
+    Raises:
+        HttpProblem: it is no JSON.
+        InvalidRequest: it is JSON of another shape; every wrong field is named.
+    """
     try:
-        return kind.model_validate_json(b"".join(chunks))
+        return kind.model_validate_json(raw)
     except ValidationError as error:
         raise _explain(error) from error
 

@@ -32,6 +32,9 @@ FIELD_NAMES = {
 }
 """What OpenAI and vLLM call the fields of `headrace.v1` that have another name there."""
 
+_PLACEHOLDERS = frozenset({"tgi", "dummy"})
+"""What TGI's users, and Hugging Face's client, say for whatever is served."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 JsonMapping = dict[str, Any]
 
@@ -99,7 +102,7 @@ class SamplingBody(Body):
     """Sampling, stopping and constraints. Unset fields take the model's defaults."""
 
     model: str = ""
-    """Name of a served model; empty, or `tgi`, means the only one."""
+    """Name of a served model; empty, `tgi` or `dummy` means the only one."""
     temperature: float | None = None
     """Softmax temperature in [0, 2]; 0 is greedy."""
     top_p: float | None = None
@@ -228,8 +231,8 @@ class SamplingBody(Body):
 
 
 def model_name(name: str) -> str:
-    """Returns the model's name for the router: TGI's clients say `tgi` for whatever is served."""
-    return "" if name == "tgi" else name
+    """Returns the model's name for the router."""
+    return "" if name in _PLACEHOLDERS else name
 
 
 def constraint_of(form: ResponseFormat) -> Constraint | None:

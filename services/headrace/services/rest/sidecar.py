@@ -10,7 +10,8 @@ from headrace.services.rest.http_request import (
     REQUEST_ID_HEADER,
     BodyT,
     context_of,
-    read_body,
+    parse_body,
+    read_bytes,
     request_id_for_router,
 )
 from headrace.services.rest.openai_fields import Body
@@ -44,6 +45,8 @@ class Exchange:
 
     sidecar: Sidecar
     context: CallContext
+    peeked: bytes | None = None
+    """The body, if it has been read already."""
 
     @classmethod
     def of(cls, request: Request, sidecar: Sidecar) -> "Exchange":
@@ -60,8 +63,14 @@ class Exchange:
         return self.sidecar.link
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
-        """Reads and checks the body; see `read_body`."""
-        return await read_body(request, kind, self.sidecar.limits.body_size_bytes)
+        """Reads and checks the body; see `read_bytes` and `parse_body`."""
+        return parse_body(await self.read_bytes(request), kind)
+
+    async def read_bytes(self, request: Request) -> bytes:
+        """Reads the body; see `read_bytes`."""
+        if self.peeked is not None:
+            return self.peeked
+        return await read_bytes(request, self.sidecar.limits.body_size_bytes)
 
     def router_request_id(self, index: int = 0) -> str:
         """Returns the id of one of the calls made for this request."""
