@@ -86,6 +86,7 @@ lint: $(VENV)/.ready ## Checks style, formatting and who may import whom
 types: $(VENV)/.ready ## Checks types, strictly
 	@$(BIN)/mypy
 	@$(BIN)/mypy scripts proto/generate.py
+	@MYPYPATH=bench $(BIN)/mypy bench/run.py bench/harness
 
 .PHONY: proto
 proto: $(VENV)/.ready ## Regenerates proto/python from the .proto files
@@ -103,6 +104,14 @@ $(BUF_HOME)/$(BUF_VERSION):
 	@rm -rf $(BUF_HOME) && mkdir -p $(BUF_HOME)
 	@npm install --prefix $(BUF_HOME) --no-audit --no-fund --loglevel=error @bufbuild/buf@$(BUF_VERSION)
 	@touch $@
+
+.PHONY: bench
+bench: $(VENV)/.ready ## Measures headrace beside every installed peer, BENCH="--quick" for a look; writes bench/results
+	@$(BIN)/python bench/run.py $(BENCH)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.ready ## Makes the peers' environments in build/peers: gigabytes, and twenty minutes
+	@PYTHON=$(PYTHON) TORCH_OPTIONS="$(TORCH_OPTIONS)" bench/peers/install.sh
 
 .PHONY: clean
 clean: ## Removes what the targets above made, the environment included

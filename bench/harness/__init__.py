@@ -1,0 +1,1 @@
+"""Measures headrace and its peers side by side."""

@@ -1,0 +1,105 @@
+"""`headrace serve` as its users start it, and jobs through its Python client."""
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from harness.traces import Trace
+from harness.workloads import Request
+from headrace.client import AsyncClient
+from headrace.client.bench_runner import NO_RETRIES
+from headrace.client.operations import Load
+
+_START_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 20.0
+_REQUEST_DEADLINE_S = 300.0
+
+
+class ServerFailed(Exception):
+    """The server ended before it was ready; the message says where its log is."""
+
+
+class HeadraceServer:
+    """A router and a shard, each in a process of its own, and a client here."""
+
+    def __init__(self, process: asyncio.subprocess.Process, client: AsyncClient) -> None:
+        self._process = process
+        self.client = client
+
+    @classmethod
+    async def start(cls, model: str, *options: str, log: Path) -> Self:
+        """Starts a server on a free port and waits until it serves.
+
+        Raises:
+            ServerFailed: it ended first.
+        """
+        command = [
+            sys.executable, "-m", "headrace.services", "serve", model, "--port=0", "--propagation-s=0",
+            "--thread-count=2", *options,
+        ]  # fmt: skip
+        with log.open("w") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+            )
+        assert process.stdout is not None
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            line = (await process.stdout.readline()).decode()
+        if not line:
+            await process.wait()
+            raise ServerFailed(f"the server ended with status {process.returncode}; its log is {log}")
+        client = AsyncClient(line.split()[-1], deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,))
+        return cls(process, client)
+
+    @property
+    def process_id(self) -> int:
+        """The router's own; the shard is its child."""
+        return self._process.pid
+
+    async def load(self) -> Load:
+        """Returns what the router counted so far."""
+        return await self.client.get_load(deadline_s=10.0)
+
+    async def run(self, requests: Sequence[Request]) -> list[Trace]:
+        """Runs a job, each request on a stream of its own.
+
+        Raises:
+            HeadraceError: a request failed.
+        """
+        salt = secrets.token_hex(8)
+        began_s = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(self._stream(request, began_s, salt)) for request in requests]
+        return [task.result() for task in running]
+
+    async def _stream(self, request: Request, began_s: float, salt: str) -> Trace:
+        await asyncio.sleep(began_s + request.due_s - time.perf_counter())
+        times_s: list[float] = []
+        stream = self.client.stream(
+            request.prompt,
+            temperature=0.0,
+            max_new_token_count=request.new_token_count,
+            ignore_end_of_sequence=True,
+            cache_salt=salt,
+        )
+        async with stream:
+            async for delta in stream:
+                times_s.extend([time.perf_counter() - began_s] * len(delta.token_ids))
+        assert len(times_s) == request.new_token_count
+        return Trace(prompt_token_count=len(request.prompt), due_s=request.due_s, token_times_s=tuple(times_s))
+
+    async def stop(self) -> None:
+        """Ends the server and waits for it. Safe for one that ended."""
+        await self.client.close()
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()

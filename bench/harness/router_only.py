@@ -1,0 +1,132 @@
+"""What routing alone costs: processor time per token, and the time that the way to the client adds.
+
+The engine is the fake one at a fixed step time, so that nothing but the router
+can be slow. SMG gets a worker that paces its streams the same way.
+"""
+
+import asyncio
+import json
+import os
+import random
+from typing import Any
+
+from harness.headrace_server import HeadraceServer
+from harness.peer_process import clean_environment, python_of
+from harness.processes import cpu_s, tree_cpu_s
+from harness.systems import DRIVERS, LOGS, PEERS
+from harness.workloads import VOCABULARY_SIZE, Request
+from headrace.client.bench_profile import step_profile
+from headrace.client.bench_summary import nearest_rank
+
+CPU_STREAM_COUNT = 64
+LATENCY_STREAM_COUNT = 32
+TOKEN_COUNT = 400
+CPU_STEP_S = 0.01
+LATENCY_STEP_S = 0.02
+"""About what a step of 32 rows takes on two cores."""
+_LINE_LIMIT_BYTES = 2**20
+
+
+async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
+    """Returns microseconds of processor time per token, and milliseconds added per token, round by round."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"cpu": {"headrace": []}, "latency": {"p50": [], "p99": []}}
+    smg = await _start_smg()
+    server = await _start_paced(model, CPU_STEP_S)
+    try:
+        for round_index in range(round_count + 1):
+            ours = await _cpu_per_token(server, round_index)
+            theirs = None if smg is None else await _smg_cpu_per_token(smg)
+            if round_index:
+                result["cpu"]["headrace"].append(ours)
+                if smg is not None:
+                    result["cpu"].setdefault(f"SMG {smg[1]['version']}", []).append(theirs)
+                print(f"router {round_index}: headrace {ours:.1f} us, SMG {theirs or 0:.1f} us per token", flush=True)
+    finally:
+        await server.stop()
+        if smg is not None:
+            await _stop_smg(smg[0])
+    server = await _start_paced(model, LATENCY_STEP_S)
+    try:
+        for round_index in range(round_count + 1):
+            added_s = await _added_s(server, round_index)
+            if round_index:
+                for percent in (50, 99):
+                    result["latency"][f"p{percent}"].append(1e3 * nearest_rank(added_s, percent))
+                print(f"router {round_index}: {result['latency']['p50'][-1]:.2f} ms added", flush=True)
+    finally:
+        await server.stop()
+    return result
+
+
+async def _start_paced(model: str, step_s: float) -> HeadraceServer:
+    return await HeadraceServer.start(
+        model, "--engine=fake", f"--engine-option=step_time_s={step_s}", log=LOGS / "headrace-paced.log"
+    )
+
+
+def _requests(count: int, round_index: int) -> list[Request]:
+    source = random.Random(f"router {round_index}")
+    return [
+        Request(prompt=tuple(source.choices(range(VOCABULARY_SIZE), k=16)), new_token_count=TOKEN_COUNT)
+        for _ in range(count)
+    ]
+
+
+async def _cpu_per_token(server: HeadraceServer, round_index: int) -> float:
+    requests = _requests(CPU_STREAM_COUNT, round_index)
+    before_s = cpu_s(server.process_id)
+    await server.run(requests)
+    return 1e6 * (cpu_s(server.process_id) - before_s) / (CPU_STREAM_COUNT * TOKEN_COUNT)
+
+
+async def _added_s(server: HeadraceServer, round_index: int) -> list[float]:
+    """Returns, ascending, how much longer each time between two tokens was than the engine's mean step."""
+    requests = _requests(LATENCY_STREAM_COUNT, round_index)
+    before = await server.load()
+    traces = await server.run(requests)
+    profile = step_profile(before, await server.load())
+    assert profile is not None, "a router tells of its steps"
+    step_s = (profile.prepare_s + profile.forward_s + profile.sample_s) / profile.step_count
+    return sorted(gap_s - step_s for trace in traces for gap_s in trace.gaps_s)
+
+
+Smg = tuple[asyncio.subprocess.Process, dict[str, Any]]
+"""The driver, and what it said when it was ready."""
+
+
+async def _start_smg() -> Smg | None:
+    python = python_of(PEERS / "vllm")
+    if not python.with_name("smg").exists():
+        print("SMG is not installed: make bench-peers", flush=True)
+        return None
+    with (LOGS / "smg.log").open("w") as errors:
+        process = await asyncio.create_subprocess_exec(
+            str(python), str(DRIVERS / "smg_driver.py"), str(PEERS / "model"),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
+            env=clean_environment(dict(os.environ), python.parent), limit=_LINE_LIMIT_BYTES,
+        )  # fmt: skip
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line:
+        print(f"SMG did not start; its log is {LOGS / 'smg.log'}", flush=True)
+        return None
+    return process, json.loads(line)["ready"]
+
+
+async def _smg_cpu_per_token(smg: Smg) -> float:
+    process, ready = smg
+    assert process.stdin is not None
+    assert process.stdout is not None
+    job = {"stream_count": CPU_STREAM_COUNT, "token_count": TOKEN_COUNT, "step_time_s": CPU_STEP_S}
+    before_s = tree_cpu_s(ready["process_id"])
+    process.stdin.write(json.dumps(job).encode() + b"\n")
+    await process.stdin.drain()
+    answer = json.loads(await process.stdout.readline())
+    return 1e6 * (tree_cpu_s(ready["process_id"]) - before_s) / float(answer["token_count"])
+
+
+async def _stop_smg(process: asyncio.subprocess.Process) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    await process.wait()
