@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_llama import BROKEN_TOKEN_ID, save_tiny_llama
 
+from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.engine import Engine
 from headrace.shard.registry import create_engine
 
@@ -35,6 +36,12 @@ def small_fake(**options: object) -> Engine:
     return create_engine("fake", defaults | options)
 
 
+def spelled_vocabulary(size: int) -> Vocabulary:
+    """Returns tokens that are one byte each as far as bytes go, and the model's own end."""
+    tokens = (bytes([token_id]) if token_id < 256 else f"<{token_id}>".encode() for token_id in range(size))
+    return Vocabulary(token_bytes=tuple(tokens), special_token_ids=(2,), end_of_sequence_token_ids=(2,))
+
+
 @pytest.fixture(params=["fake", "native"])
 def case(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> EngineUnderTest:
     if request.param == "fake":
@@ -43,7 +50,9 @@ def case(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> EngineUnder
     def create(**options: object) -> Engine:
         torch.set_num_threads(1)
         defaults = {"model": str(tiny_llama_folder), "block_size": 4, "block_count": 251}
-        return create_engine("native", defaults | options)
+        native = create_engine("native", defaults | options)
+        native.load_vocabulary(spelled_vocabulary(native.description.vocabulary_size))
+        return native
 
     return EngineUnderTest("native", create, broken_token_id=BROKEN_TOKEN_ID)
 

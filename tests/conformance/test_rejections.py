@@ -7,7 +7,6 @@ import pytest
 from plan_driver import GREEDY, PlanDriver
 
 from headrace.contract.errors import PlanRejected
-from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import (
     BannedText,
@@ -96,7 +95,7 @@ OPTIONS: list[tuple[str, StepPlan]] = [
     ("watermark", sample(watermark=Watermark(key=1, gamma=0.5, delta=1.0))),
     ("output.prompt_logprobs", admit(logprobs=LogprobOptions(sampled=True, prompt=True))),
     ("output.processed_logprobs", admit(logprobs=LogprobOptions(sampled=True, processed=True))),
-    ("constraint", admit(constraint=Constraint(ConstraintKind.REGEX, "a*"))),
+    ("constraint", admit(grammar='start: "a"')),
     ("adapter", admit(adapter="poet")),
 ]
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.contract.engine import EngineDescription
-from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import (
     BannedText,
@@ -90,7 +89,7 @@ sequences = st.builds(
     logprobs=st.builds(
         LogprobOptions, sampled=st.booleans(), top_count=int32s, prompt=st.booleans(), processed=st.booleans()
     ),
-    constraint=st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), texts),
+    grammar=texts,
     adapter=texts,
     pooling=st.none()
     | st.builds(
@@ -211,10 +210,7 @@ def test_the_message_and_the_type_have_the_same_fields(kind: type, field: type, 
 def test_a_later_version_is_an_error_not_a_guess() -> None:
     with pytest.raises(ValueError, match="9"):
         convert_step.result_from_proto(pb.StepResponse(step_id=1, ended_rows=[0], row_ends=[9]))
-    for admitted in (
-        pb.AdmittedSequence(constraint=pb.Constraint(kind=9)),
-        pb.AdmittedSequence(pooling=pb.PoolingOptions(pooling=9)),
-    ):
+    for admitted in (pb.AdmittedSequence(pooling=pb.PoolingOptions(pooling=9)),):
         with pytest.raises(ValueError, match="9"):
             convert_step.plan_from_proto(pb.StepRequest(step_id=1, admitted=[admitted]))
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from headrace.contract.errors import HeadraceError, RowFailed
+from headrace.contract.errors import HeadraceError, InvalidRequest, RowFailed
 from headrace.contract.generation import (
     CompletionEnd,
     FinishReason,
@@ -15,6 +15,7 @@ from headrace.contract.generation import (
     Usage,
     ValidRequest,
 )
+from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, RowError
 from headrace.router.active_completion import ActiveCompletion
 from headrace.router.admission import Permit
 from headrace.router.output_stream import OutputStream
@@ -121,7 +122,7 @@ class ActiveRequest:
                 self._close()
             return True
         if update.error is not None:
-            self.fail(RowFailed("the model server failed on this request", metadata={"cause": update.error.reason}))
+            self.fail(_failure(update.error))
         return self.has_ended
 
     def finish(self, reason: FinishReason, now_s: float) -> None:
@@ -213,3 +214,10 @@ class ActiveRequest:
 
 def _unlikeliness(mean_logprob: float | None) -> float:
     return math.inf if mean_logprob is None else -mean_logprob
+
+
+def _failure(error: RowError) -> HeadraceError:
+    """Returns what the caller is told of a row that failed: a grammar is the caller's own, the rest is ours."""
+    if error.reason == CONSTRAINT_TOO_COMPLEX:
+        return InvalidRequest.of("constraint", "one of its tokens takes more work than is allowed; make it simpler")
+    return RowFailed("the model server failed on this request", metadata={"cause": error.reason})

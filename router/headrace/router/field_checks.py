@@ -9,6 +9,7 @@ from headrace.contract.errors import FieldViolation
 from headrace.contract.generation import ChatPrompt, GenerationRequest, OutputOptions, TextPrompt, TokenPrompt
 from headrace.contract.sampling import SamplingOptions, StoppingOptions
 from headrace.router.chat_template import RESERVED_ARGUMENTS
+from headrace.router.constraint_notation import find_constraint_violations
 from headrace.router.model_card import ModelCard
 from headrace.router.sampling_ranges import LENGTH_DECAY_RANGE, LOGIT_BIAS_RANGE, SAMPLING_RANGES, SEED_END, Range
 
@@ -54,6 +55,7 @@ def find_violations(request: GenerationRequest, limits: RequestLimits, card: Mod
     yield from _output_violations(request.output, limits)
     yield from _common_violations(request)
     yield from _completion_violations(request, limits)
+    yield from _constraint_violations(request)
     yield from _at_least("truncate_prompt_token_count", request.truncate_prompt_token_count, 1)
 
 
@@ -210,6 +212,16 @@ def _output_violations(output: OutputOptions, limits: RequestLimits) -> Violatio
         yield out_of_range("output.top_logprob_count", f"[0, {limits.top_logprob_count}]", count)
     if count > 0 and not output.token_logprobs:
         yield FieldViolation("output.top_logprob_count", f"needs token_logprobs when it is positive, is {count}")
+
+
+def _constraint_violations(request: GenerationRequest) -> Violations:
+    if request.constraint is None:
+        return
+    yield from find_constraint_violations(request.constraint)
+    if request.stopping.ignore_end_of_sequence:
+        yield FieldViolation(
+            "stopping.ignore_end_of_sequence", "must not be set beside constraint, which says where a completion ends"
+        )
 
 
 def _common_violations(request: GenerationRequest | EmbeddingRequest) -> Violations:

@@ -31,10 +31,12 @@ from headrace.contract.generation import (
     ValidRequest,
 )
 from headrace.contract.sampling import BannedText
+from headrace.contract.vocabulary import Vocabulary
 from headrace.router.active_request import ActiveRequest
 from headrace.router.admission import Admission, Permit
 from headrace.router.banned_words import BannedWords
 from headrace.router.chat_template import ChatTemplate
+from headrace.router.constraint_compiler import ConstraintCompiler
 from headrace.router.front_desk import FrontDesk
 from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
@@ -57,6 +59,11 @@ class ServedModel:
     limits: RequestLimits
     watermarks: Watermarks = field(default_factory=Watermarks)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What those who follow grammars know of it."""
+        return self.tokenizer.vocabulary(self.card.end_of_sequence_token_ids)
+
 
 class Pipeline:
     """Answers generation requests for one model. Use on one event loop."""
@@ -76,6 +83,7 @@ class Pipeline:
         self.desk = FrontDesk(admission=admission, replicas=replicas, clock=clock, new_request_id=new_request_id)
         self._executor = executor
         self._banned_words = BannedWords(model.tokenizer, model.card.vocabulary_size)
+        self._constraints = ConstraintCompiler(model.vocabulary)
         self._new_seed = new_seed
 
     @property
@@ -108,6 +116,7 @@ class Pipeline:
                 request_id=visit.request_id,
                 seed=self._seed_for(request),
                 banned_text=await self._banned_text(request),
+                grammar=await self._grammar(request),
             )
             visit.charge(valid.prompt_token_count)
             active = self._activate(valid, visit.permit)
@@ -233,6 +242,12 @@ class Pipeline:
 
     async def _banned_text(self, request: GenerationRequest) -> BannedText | None:
         return await self._run(self._compile_banned, request) if request.sampling.banned_words else None
+
+    async def _grammar(self, request: GenerationRequest) -> str:
+        if request.constraint is None:
+            return ""
+        compiler = self._constraints
+        return await asyncio.get_running_loop().run_in_executor(compiler.executor, compiler.compile, request.constraint)
 
     def _compile_banned(self, request: GenerationRequest) -> BannedText:
         return self._banned_words.compile(

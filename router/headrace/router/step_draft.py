@@ -66,7 +66,7 @@ class StepDraft:
             sampling=request.sampling,
             stopping=request.row_stop,
             logprobs=replace(request.logprobs, prompt=sequence.wants_prompt_logprobs),
-            constraint=request.constraint,
+            grammar=request.grammar,
             adapter=request.adapter,
             pooling=request.pooling,
         )

@@ -6,6 +6,7 @@ import tokenizers
 from tokenizers import decoders
 
 from headrace.contract.errors import StartupError
+from headrace.contract.vocabulary import Vocabulary
 
 _BYTE_TOKEN_LENGTH = len("<0x00>")
 
@@ -82,6 +83,14 @@ class Tokenizer:
     def token_bytes(self, *, include_special_tokens: bool) -> tuple[bytes, ...]:
         """Returns the bytes that each token adds to a text that goes on, by id."""
         return self._spelled_bytes if include_special_tokens else self._bytes
+
+    def vocabulary(self, end_of_sequence_token_ids: tuple[int, ...]) -> Vocabulary:
+        """Returns the tokens for those who follow grammars, with the ids that end a completion."""
+        return Vocabulary(
+            token_bytes=self._spelled_bytes,
+            special_token_ids=tuple(sorted(self.special_token_ids)),
+            end_of_sequence_token_ids=end_of_sequence_token_ids,
+        )
 
     def _exact_spans(self, text: str, ids: list[int], is_inserted: list[int]) -> list[tuple[int, int]] | None:
         """Lays the tokens' bytes end to end. None if they are not the text's bytes, as after a normalizer."""

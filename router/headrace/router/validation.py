@@ -64,6 +64,8 @@ class Validator:
         self._card = card
         self._limits = limits
         self._watermarks = watermarks or Watermarks()
+        if not card.end_of_sequence_token_ids:
+            supported_fields -= {"constraint"}  # with no token that ends it, no completion could be complete
         self.supported_fields = deliverable_fields(supported_fields, has_watermarks=bool(self._watermarks.keys))
         """Fields that a request may set to a value that changes something."""
         self.default_sampling = self._default_sampling()
@@ -105,6 +107,7 @@ class Validator:
         request_id: str,
         seed: int,
         banned_text: BannedText | None = None,
+        grammar: str = "",
     ) -> ValidRequest:
         """Returns the request with its tokens and every default filled in. `check` comes first.
 
@@ -147,6 +150,7 @@ class Validator:
             best_of=request.best_of or completion_count,
             include_special_tokens=bool(output.include_special_tokens),
             constraint=request.constraint,
+            grammar=grammar,
             adapter=request.adapter,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,

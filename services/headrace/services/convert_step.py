@@ -7,7 +7,6 @@ Python, only over admissions, endings, errors and log-probabilities that were as
 from dataclasses import fields
 
 from headrace.contract.engine import EngineDescription
-from headrace.contract.generation import Constraint, ConstraintKind
 from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import (
     BannedText,
@@ -33,16 +32,6 @@ _NEVER = -1
 """`length_penalty_start_index` of a sequence without a length penalty."""
 
 _BANNED_COLUMNS = tuple(field.name for field in fields(BannedText) if field.name != "state_count")
-
-_CONSTRAINT_TO_PROTO = {
-    ConstraintKind.JSON_OBJECT: pb.CONSTRAINT_KIND_JSON_OBJECT,
-    ConstraintKind.JSON_SCHEMA: pb.CONSTRAINT_KIND_JSON_SCHEMA,
-    ConstraintKind.REGEX: pb.CONSTRAINT_KIND_REGEX,
-    ConstraintKind.CHOICES: pb.CONSTRAINT_KIND_CHOICES,
-    ConstraintKind.LARK: pb.CONSTRAINT_KIND_LARK,
-    ConstraintKind.EBNF: pb.CONSTRAINT_KIND_EBNF,
-}
-_CONSTRAINT_FROM_PROTO = {value: kind for kind, value in _CONSTRAINT_TO_PROTO.items()}
 
 _POOLING_TO_PROTO = {Pooling.MEAN: pb.POOLING_MEAN, Pooling.LAST: pb.POOLING_LAST}
 _POOLING_FROM_PROTO = {value: pooling for pooling, value in _POOLING_TO_PROTO.items()}
@@ -196,10 +185,8 @@ def _admitted_to_proto(sequence: AdmittedSequence) -> pb.AdmittedSequence:
             processed=logprobs.processed,
         ),
         adapter=sequence.adapter,
+        grammar=sequence.grammar,
     )
-    if sequence.constraint is not None:
-        message.constraint.kind = _CONSTRAINT_TO_PROTO[sequence.constraint.kind]
-        message.constraint.text = sequence.constraint.text
     if sequence.pooling is not None:
         message.pooling.pooling = _POOLING_TO_PROTO[sequence.pooling.pooling]
         message.pooling.normalize = sequence.pooling.is_normalized
@@ -228,17 +215,10 @@ def _admitted_from_proto(message: pb.AdmittedSequence) -> AdmittedSequence:
             prompt=logprobs.prompt,
             processed=logprobs.processed,
         ),
-        constraint=_constraint_from_proto(message.constraint) if message.HasField("constraint") else None,
+        grammar=message.grammar,
         pooling=_pooling_from_proto(message.pooling) if message.HasField("pooling") else None,
         adapter=message.adapter,
     )
-
-
-def _constraint_from_proto(message: pb.Constraint) -> Constraint:
-    kind = _CONSTRAINT_FROM_PROTO.get(message.kind)
-    if kind is None:
-        raise ValueError(f"constraint kind {message.kind} is not known here")
-    return Constraint(kind, message.text)
 
 
 def _pooling_from_proto(message: pb.PoolingOptions) -> PoolingOptions:

@@ -73,7 +73,10 @@ async def run_router(
         app = RouterApp(
             model=model,
             options=router_options(settings),
-            connector=ShardConnector(message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES),
+            connector=ShardConnector(
+                message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES,
+                vocabulary=model.vocabulary if model.card.end_of_sequence_token_ids else None,
+            ),
             executor=executor,
             clock=MonotonicClock(),
             report=report,

@@ -8,12 +8,14 @@ import grpc
 
 from headrace.contract.engine import StepEngine
 from headrace.contract.errors import StartupError
+from headrace.contract.vocabulary import Vocabulary
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceStub
 from headrace.services.address import parse_address
 from headrace.services.backoff import Backoff
 from headrace.services.channel_options import SHARD_PING_TIMEOUT_S, shard_channel_options
 from headrace.services.convert_step import description_from_proto
+from headrace.services.convert_vocabulary import vocabulary_to_proto
 from headrace.services.shard_channel import Outbox, ShardChannel
 
 if TYPE_CHECKING:  # the stub exists for type checkers alone
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # the stub exists for type checkers alone
 DESCRIBE_TIMEOUT_S = 2.0
 """A shard answers Describe at once, whatever it is doing."""
 
+VOCABULARY_TIMEOUT_S = 30.0
+"""A shard that has just lost its router may have a long step to finish first."""
+
 RETRY_FIRST_S, RETRY_LIMIT_S = 0.05, 1.0
 """Between two looks at a shard that is not ready."""
 
@@ -29,7 +34,15 @@ RETRY_FIRST_S, RETRY_LIMIT_S = 0.05, 1.0
 class ShardConnector:
     """The `EngineConnector` of a deployment whose engines are shards."""
 
-    def __init__(self, *, message_size_limit_bytes: int, ping_timeout_s: float = SHARD_PING_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        *,
+        message_size_limit_bytes: int,
+        vocabulary: Vocabulary | None = None,
+        ping_timeout_s: float = SHARD_PING_TIMEOUT_S,
+    ) -> None:
+        """Takes what shards that know grammars are told of the model's tokens; None tells them nothing."""
+        self._vocabulary = vocabulary
         self._options = shard_channel_options(message_size_limit_bytes, ping_timeout_s)
 
     async def connect(self, addresses: tuple[str, ...], on_progress: Callable[[str], None]) -> StepEngine:
@@ -67,12 +80,17 @@ class ShardConnector:
                 if described.state == pb.SHARD_STATE_FAILED:
                     raise StartupError(f"the shard at {address} cannot start: {described.detail}")
                 if described.state == pb.SHARD_STATE_SERVING:
+                    await self._load_vocabulary(stub, described)
                     return await _open(address, channel, stub, described)
                 backoff.reset()
                 on_progress(f"the shard at {address} starts: {described.detail}")
             except grpc.aio.AioRpcError as error:
                 on_progress(f"waiting for the shard at {address}: {error.details()}")
             await asyncio.sleep(backoff.fail())
+
+    async def _load_vocabulary(self, stub: "ShardServiceAsyncStub", described: pb.DescribeResponse) -> None:
+        if self._vocabulary is not None and "constraint" in described.engine.supported_fields:
+            await stub.LoadVocabulary(vocabulary_to_proto(self._vocabulary), timeout=VOCABULARY_TIMEOUT_S)
 
 
 async def _open(

@@ -10,7 +10,12 @@ from headrace.contract.errors import InvalidRequest, NotReady, PlanRejected, Sha
 from headrace.contract.step import StepResult
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceServicer
-from headrace.services.convert_step import description_to_proto, plan_from_proto, result_to_proto
+from headrace.services.convert_step import (
+    description_to_proto,
+    plan_from_proto,
+    result_to_proto,
+)
+from headrace.services.convert_vocabulary import vocabulary_from_proto
 from headrace.services.in_flight import Call, current_call
 from headrace.services.log import Event, logger
 from headrace.shard.worker import Worker
@@ -58,6 +63,23 @@ class ShardServicer(ShardServiceServicer):
             rank_count=1,
         )
 
+    async def LoadVocabulary(  # noqa: N802  # the method's name in the contract
+        self, request: pb.LoadVocabularyRequest, _context: ServicerContext[Any, Any]
+    ) -> pb.LoadVocabularyResponse:
+        """Tells the engine the model's tokens.
+
+        Raises:
+            NotReady: the engine has not started.
+            FeatureUnsupported: the engine knows no grammars.
+            InvalidRequest: the tokens cannot be understood.
+        """
+        worker = self._ready_worker()
+        try:
+            await asyncio.wrap_future(worker.load_vocabulary(vocabulary_from_proto(request)))
+        except ValueError as error:
+            raise InvalidRequest.of("vocabulary", str(error)) from error
+        return pb.LoadVocabularyResponse()
+
     async def Step(  # noqa: N802  # the method's name in the contract
         self, request_iterator: AsyncIterable[pb.StepRequest], context: ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.StepResponse]:
@@ -69,9 +91,7 @@ class ShardServicer(ShardServiceServicer):
             NotReady: the engine has not started.
             InvalidRequest: a plan broke the contract.
         """
-        worker = self._worker
-        if worker is None:
-            raise NotReady(f"the shard is not ready: {self._detail}", retry_after_s=1.0)
+        worker = self._ready_worker()
         call = current_call()
         self._take_over(call)
         steps: _Steps = asyncio.Queue(maxsize=worker.description.steps_in_flight)
@@ -89,6 +109,11 @@ class ShardServicer(ShardServiceServicer):
                 self._holder = None
                 worker.reset()
             logger().info(Event.STEP_STREAM_ENDED)
+
+    def _ready_worker(self) -> Worker:
+        if self._worker is None:
+            raise NotReady(f"the shard is not ready: {self._detail}", retry_after_s=1.0)
+        return self._worker
 
     def _take_over(self, call: Call) -> None:
         previous, self._holder = self._holder, call

@@ -22,6 +22,7 @@ FAKE_FIELDS = frozenset(
 """What an engine without a model can do."""
 
 NATIVE_FIELDS = FAKE_FIELDS | {
+    "constraint",
     "sampling.min_p",
     "sampling.typical_p",
     "sampling.repetition_penalty",
@@ -67,7 +68,7 @@ def _used_fields(sequence: AdmittedSequence) -> set[str]:
     others = {
         "output.prompt_logprobs": sequence.logprobs.prompt,
         "output.processed_logprobs": sequence.logprobs.processed,
-        "constraint": sequence.constraint is not None,
+        "constraint": bool(sequence.grammar),
         "adapter": bool(sequence.adapter),
     }
     return used | {field for field, is_used in others.items() if is_used}

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.step import StepPlan, StepResult
+from headrace.contract.vocabulary import Vocabulary
 
 
 class Engine(Protocol):
@@ -12,6 +13,15 @@ class Engine(Protocol):
     @property
     def description(self) -> EngineDescription:
         """What the engine is."""
+        ...
+
+    def load_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Takes the model's tokens, which a sequence with a grammar needs. Survives a reset.
+
+        Raises:
+            FeatureUnsupported: the engine knows no grammars.
+            ValueError: no token of the vocabulary ends a completion.
+        """
         ...
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -9,6 +9,7 @@ from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
 from headrace.contract.step import AdmittedSequence, RowEnd, StepPlan
 from headrace.shard.batch_columns import BatchColumns
+from headrace.shard.grammar_rows import GrammarRows
 from headrace.shard.plan_checks import check_admitted, check_columns
 
 Ints = NDArray[np.int64]
@@ -88,6 +89,8 @@ class InputBatch:
     def __init__(self, description: EngineDescription) -> None:
         self._description = description
         self.columns = BatchColumns()
+        self.grammars = GrammarRows(description.vocabulary_size)
+        """What rows are held to."""
         self._places: Ints = np.empty(0, dtype=np.int64)
         self._place_of: dict[int, int] = {}
         self._last_step_id = 0
@@ -180,6 +183,7 @@ class InputBatch:
         good = ~failed[step.samples]
         rows, places, drawn = step.rows[step.samples][good], step.places[step.samples][good], token_ids[good]
         columns.append_tokens(places, drawn)
+        self.grammars.append_tokens(places, drawn)
         ends = self._row_ends(places, drawn)
         ended = ends > 0
         columns.is_over[places[ended]] = True
@@ -248,7 +252,10 @@ class InputBatch:
         if sequence.sequence_id in self._place_of:
             raise PlanRejected(f"admitted sequence {sequence.sequence_id} is in the batch already")
         check_admitted(sequence, self._description)
+        if sequence.grammar and not self.grammars.is_loaded:
+            raise PlanRejected(f"sequence {sequence.sequence_id}: a grammar needs a vocabulary, and none was loaded")
         place = self.columns.take(sequence)
+        self.grammars.fill(place, sequence.grammar, sequence.token_ids[sequence.prompt_token_count :])
         self._place_of[sequence.sequence_id] = place
         self._places = np.append(self._places, place)
 

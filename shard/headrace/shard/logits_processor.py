@@ -6,13 +6,13 @@ The order, each step on what the one before it left:
 2. repetition penalty, then frequency and presence penalties
 3. length penalty
 4. watermark
-5. bars: endings before the minimum length, and what would complete a banned text
+5. bars: what the grammar does not allow, endings before the minimum length, and what would complete a banned text
 6. for rows that do not decode greedily, at their temperature: typical-p, then min-p
 
 Top-k and top-p follow, where the token is drawn. docs/sampling.md has the definitions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -40,12 +40,18 @@ class LogitsProcessor:
         self._places = places
         self._batch = batch
         self._rows: Ints = self._columns.is_used[places].nonzero()[0]
+        self._masks = batch.grammars.masks()
         self._barred_rows, self._barred_token_ids = self._bars()
 
     @property
     def changes_logits(self) -> bool:
         """Whether any row asks for something."""
-        return len(self._rows) > 0 or len(self._barred_rows) > 0
+        return len(self._rows) > 0 or len(self._barred_rows) > 0 or self._masks is not None
+
+    @property
+    def failed_grammars(self) -> Mapping[int, str]:
+        """Rows whose grammar could not be followed further, and why."""
+        return {} if self._masks is None else self._masks.failures
 
     def apply(self, logits: torch.Tensor) -> NDArray[np.bool_]:
         """Changes the logits in place.
@@ -61,19 +67,38 @@ class LogitsProcessor:
             self._penalize(logits)
             self._penalize_length(logits)
             self._mark(logits)
-        is_empty = np.zeros(len(self._places), dtype=np.bool_)
-        if len(self._barred_rows) > 0:
-            logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
-            barred = np.unique(self._barred_rows)
-            peaks = logits[self._index(barred)].amax(dim=-1)
-            is_empty[barred[(peaks == -torch.inf).cpu().numpy()]] = True
-            logits[torch.from_numpy(is_empty)] = 0.0
+        is_empty = self._bar(logits)
         if len(self._rows) > 0:
             self._filter(logits)
         return is_empty
 
+    def _bar(self, logits: torch.Tensor) -> NDArray[np.bool_]:
+        """Takes every barred token out of the draw, and returns [sampling] whether that leaves none."""
+        is_empty = np.zeros(len(self._places), dtype=np.bool_)
+        touched = self._barred_rows
+        if self._masks is not None:
+            barred = torch.from_numpy(~self._masks.allowed(logits.shape[1])).to(logits.device)
+            if len(self._masks.indices) == len(logits):
+                logits.masked_fill_(barred, -torch.inf)
+            else:
+                index = self._index(self._masks.indices)
+                logits[index] = logits[index].masked_fill_(barred, -torch.inf)
+            touched = np.concatenate((touched, self._masks.indices))
+        if len(self._barred_rows) > 0:
+            logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
+        if len(touched) > 0:
+            touched = np.unique(touched)
+            peaks = logits[self._index(touched)].amax(dim=-1)
+            is_empty[touched[(peaks == -torch.inf).cpu().numpy()]] = True
+            logits[torch.from_numpy(is_empty)] = 0.0
+        return is_empty
+
     def _bars(self) -> tuple[Ints, Ints]:
         early, endings = self._batch.barred_endings(self._places)
+        if self._masks is not None and len(early) > 0:
+            # Where a grammar allows nothing but the end, no minimum length can make the completion longer.
+            kept = ~np.isin(early, self._masks.indices[~self._masks.may_go_on])
+            early, endings = early[kept], endings[kept]
         if len(self._rows) == 0:
             return early, endings
         rows, token_ids = self._columns.barred_tokens(self._places)

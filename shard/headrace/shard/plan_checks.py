@@ -74,8 +74,8 @@ def _check_pooling(
         raise PlanRejected(f"{where} the mean needs every hidden state, and {sequence.computed_token_count} are gone")
     if sequence.prompt_token_count < len(sequence.token_ids):
         raise PlanRejected(f"{where} a sequence that is pooled generates nothing")
-    if sequence.logprobs != LogprobOptions() or sequence.constraint is not None:
-        raise PlanRejected(f"{where} a sequence that is pooled has neither log-probabilities nor a constraint")
+    if sequence.logprobs != LogprobOptions() or sequence.grammar:
+        raise PlanRejected(f"{where} a sequence that is pooled has neither log-probabilities nor a grammar")
 
 
 def _check_lengths(name: str, length: int, other_name: str, other_length: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.contract.step import RowError, RowLogprobs
+from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, RowError, RowLogprobs
 from headrace.kernels.dispatch import Kernels
 from headrace.shard.input_batch import InputBatch, StepRows
 from headrace.shard.logits_processor import LogitsProcessor
@@ -14,7 +14,7 @@ from headrace.shard.logprob_reporter import DrawnTokens, LogprobReporter
 
 _ERRORS = {
     "LOGITS_NOT_FINITE": "the model computed a logit that is not a finite number",
-    "NO_TOKEN_LEFT": "every token is barred, by banned words or by the minimum length",
+    "NO_TOKEN_LEFT": "every token is barred, by the grammar, banned words or the minimum length",
 }
 
 
@@ -64,16 +64,20 @@ class Sampler:
         else:
             token_ids = self._sample(processed, batch, places)
         rows = step.rows[step.samples]
+        errors = dict.fromkeys(is_empty.nonzero()[0].tolist(), ("NO_TOKEN_LEFT", _ERRORS["NO_TOKEN_LEFT"]))
+        for index, detail in processor.failed_grammars.items():
+            errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
+        for index in is_broken.nonzero()[0].tolist():
+            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
+        is_over = np.isin(np.arange(len(rows)), list(errors))
         failed = np.zeros(len(step.rows), dtype=np.bool_)
-        failed[step.samples.nonzero()[0][is_broken | is_empty]] = True
-        errors = {int(row): "NO_TOKEN_LEFT" for row in rows[is_empty]}
-        errors |= {int(row): "LOGITS_NOT_FINITE" for row in rows[is_broken]}
+        failed[step.samples.nonzero()[0][is_over]] = True
         drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
         return Draw(
             token_ids=token_ids.cpu().numpy(),
             failed=failed,
-            errors=tuple(RowError(row, reason, _ERRORS[reason]) for row, reason in sorted(errors.items())),
-            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, ~(is_broken | is_empty)),
+            errors=tuple(RowError(int(rows[index]), *error) for index, error in sorted(errors.items())),
+            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, ~is_over),
         )
 
     def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:

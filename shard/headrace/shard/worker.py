@@ -7,6 +7,7 @@ from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected, ShardLost
 from headrace.contract.step import StepPlan, StepResult
+from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.engine import Engine
 
 
@@ -38,6 +39,10 @@ class Worker:
             RuntimeError: at once, if the worker is closed.
         """
         return self._executor.submit(self._execute, plan, self._generation, self._clock.now())
+
+    def load_vocabulary(self, vocabulary: Vocabulary) -> Future[None]:
+        """Tells the engine the model's tokens once the running step is done; see Engine.load_vocabulary."""
+        return self._executor.submit(self._engine.load_vocabulary, vocabulary)
 
     def reset(self) -> Future[None]:
         """Empties the batch once the running step is done; plans that wait fail with ShardLost."""

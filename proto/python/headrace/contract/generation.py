@@ -182,6 +182,8 @@ class ValidRequest:
     """Completions to generate; >= `completion_count`. With more, the likeliest are returned."""
     include_special_tokens: bool = False
     constraint: Constraint | None = None
+    grammar: str = ""
+    """The constraint as engines that take steps read it: in llguidance's notation, known to compile."""
     adapter: str = ""
     priority: int = 0
     cache_salt: str = ""

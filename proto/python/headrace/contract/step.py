@@ -21,7 +21,6 @@ Everything that grows with the batch is a column of integers, not an object per 
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from headrace.contract.generation import Constraint
 from headrace.contract.pooling import PoolingOptions
 from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams
 
@@ -41,7 +40,8 @@ class AdmittedSequence:
     sampling: SamplingParams
     stopping: RowStopRules
     logprobs: LogprobOptions = field(default_factory=LogprobOptions)
-    constraint: Constraint | None = None
+    grammar: str = ""
+    """What the completion has to belong to, in llguidance's notation; empty for none."""
     adapter: str = ""
     pooling: PoolingOptions | None = None
     """Pools the hidden states of the prompt in place of drawing tokens."""
@@ -67,6 +67,10 @@ class StepPlan:
     """How many each of them computes; as long as `chunk_rows`."""
     held_rows: tuple[int, ...] = ()
     """Rows that compute nothing, ascending."""
+
+
+CONSTRAINT_TOO_COMPLEX = "CONSTRAINT_TOO_COMPLEX"
+"""Reason of a RowError: what the row is held to takes more work for a token than is allowed."""
 
 
 class RowEnd(IntEnum):

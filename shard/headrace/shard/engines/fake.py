@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
-from headrace.contract.errors import PlanRejected
+from headrace.contract.errors import FeatureUnsupported, PlanRejected
 from headrace.contract.step import RowError, RowLogprobs, RowVector, StepPlan, StepResult, StepTimings
+from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.capabilities import FAKE_FIELDS
 from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share, hidden_state
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
@@ -113,6 +114,10 @@ class FakeEngine:
     def reset(self) -> None:
         """Empties the batch."""
         self._batch.clear()
+
+    def load_vocabulary(self, _vocabulary: Vocabulary) -> None:
+        """Refuses: token ids are all that this engine knows."""
+        raise FeatureUnsupported("constraint", "the fake engine holds no completion to a grammar")
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""

@@ -8,6 +8,7 @@ import torch
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.step import RowLogprobs, StepPlan, StepResult, StepTimings
+from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
@@ -65,6 +66,10 @@ class NativeEngine:
         """Empties the batch."""
         self._batch.clear()
 
+    def load_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Takes the model's tokens; see Engine.load_vocabulary."""
+        self._batch.grammars.load(vocabulary)
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
         began_s = self._clock.now()
@@ -72,6 +77,8 @@ class NativeEngine:
         step = batch.apply(plan)
         if len(step.rows) == 0:
             return StepResult(step_id=plan.step_id, token_counts=(0,) * step.row_count, token_ids=())
+        # Made by a helper while the model runs, and waited for when a token is drawn.
+        batch.grammars.begin(step.places[step.samples])
         flat = batch.flatten(step)
         wanted = self._pooler.select(step, flat, batch.columns) if step.pools.any() else None
         prompt = batch.prompt_targets(step, flat)

@@ -75,46 +75,6 @@ POOLING_LAST: Pooling.ValueType  # 2
 """That of the last token."""
 Global___Pooling: typing_extensions.TypeAlias = Pooling
 
-class _ConstraintKind:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
-
-class _ConstraintKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ConstraintKind.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
-    CONSTRAINT_KIND_UNSPECIFIED: _ConstraintKind.ValueType  # 0
-    """No constraint."""
-    CONSTRAINT_KIND_JSON_OBJECT: _ConstraintKind.ValueType  # 1
-    """Any JSON object; the text is empty."""
-    CONSTRAINT_KIND_JSON_SCHEMA: _ConstraintKind.ValueType  # 2
-    """JSON Schema."""
-    CONSTRAINT_KIND_REGEX: _ConstraintKind.ValueType  # 3
-    """Regular expression."""
-    CONSTRAINT_KIND_CHOICES: _ConstraintKind.ValueType  # 4
-    """A JSON array of strings."""
-    CONSTRAINT_KIND_LARK: _ConstraintKind.ValueType  # 5
-    """Lark grammar."""
-    CONSTRAINT_KIND_EBNF: _ConstraintKind.ValueType  # 6
-    """EBNF grammar."""
-
-class ConstraintKind(_ConstraintKind, metaclass=_ConstraintKindEnumTypeWrapper):
-    """A notation of languages."""
-
-CONSTRAINT_KIND_UNSPECIFIED: ConstraintKind.ValueType  # 0
-"""No constraint."""
-CONSTRAINT_KIND_JSON_OBJECT: ConstraintKind.ValueType  # 1
-"""Any JSON object; the text is empty."""
-CONSTRAINT_KIND_JSON_SCHEMA: ConstraintKind.ValueType  # 2
-"""JSON Schema."""
-CONSTRAINT_KIND_REGEX: ConstraintKind.ValueType  # 3
-"""Regular expression."""
-CONSTRAINT_KIND_CHOICES: ConstraintKind.ValueType  # 4
-"""A JSON array of strings."""
-CONSTRAINT_KIND_LARK: ConstraintKind.ValueType  # 5
-"""Lark grammar."""
-CONSTRAINT_KIND_EBNF: ConstraintKind.ValueType  # 6
-"""EBNF grammar."""
-Global___ConstraintKind: typing_extensions.TypeAlias = ConstraintKind
-
 class _RowEnd:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -199,6 +159,56 @@ class DescribeResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["detail", b"detail", "engine", b"engine", "instance_id", b"instance_id", "rank", b"rank", "rank_count", b"rank_count", "state", b"state"]) -> None: ...
 
 Global___DescribeResponse: typing_extensions.TypeAlias = DescribeResponse
+
+@typing.final
+class LoadVocabularyRequest(google.protobuf.message.Message):
+    """The tokens of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_BYTES_FIELD_NUMBER: builtins.int
+    BYTE_COUNTS_FIELD_NUMBER: builtins.int
+    SPECIAL_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    END_OF_SEQUENCE_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    token_bytes: builtins.bytes
+    """What each token adds to a text, in order of id and without a gap; the name
+    of a special token; nothing for an id that is not in use.
+    """
+    @property
+    def byte_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many of the bytes are each token's."""
+
+    @property
+    def special_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens that mark structure and are no text of their own, ascending."""
+
+    @property
+    def end_of_sequence_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens that end a completion; at least one."""
+
+    def __init__(
+        self,
+        *,
+        token_bytes: builtins.bytes = ...,
+        byte_counts: collections.abc.Iterable[builtins.int] | None = ...,
+        special_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        end_of_sequence_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["byte_counts", b"byte_counts", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "special_token_ids", b"special_token_ids", "token_bytes", b"token_bytes"]) -> None: ...
+
+Global___LoadVocabularyRequest: typing_extensions.TypeAlias = LoadVocabularyRequest
+
+@typing.final
+class LoadVocabularyResponse(google.protobuf.message.Message):
+    """The vocabulary is loaded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___LoadVocabularyResponse: typing_extensions.TypeAlias = LoadVocabularyResponse
 
 @typing.final
 class EngineDescription(google.protobuf.message.Message):
@@ -358,7 +368,7 @@ class AdmittedSequence(google.protobuf.message.Message):
     SAMPLING_FIELD_NUMBER: builtins.int
     STOPPING_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
-    CONSTRAINT_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
     POOLING_FIELD_NUMBER: builtins.int
@@ -368,6 +378,11 @@ class AdmittedSequence(google.protobuf.message.Message):
     """How many of them are the prompt."""
     computed_token_count: builtins.int
     """How many are computed already: their KV is in the first blocks."""
+    grammar: builtins.str
+    """A grammar that the completion has to belong to, in llguidance's notation;
+    empty for none. Needs `LoadVocabulary`. The row fails with
+    `CONSTRAINT_TOO_COMPLEX` where a token takes more work than is allowed.
+    """
     adapter: builtins.str
     """Adapter to apply; empty is the base model."""
     @property
@@ -393,10 +408,6 @@ class AdmittedSequence(google.protobuf.message.Message):
         """Log-probabilities to report."""
 
     @property
-    def constraint(self) -> Global___Constraint:
-        """The language that the completion has to belong to."""
-
-    @property
     def images(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Encoded images, in the order of their placeholder tokens."""
 
@@ -417,13 +428,13 @@ class AdmittedSequence(google.protobuf.message.Message):
         sampling: Global___SamplingParams | None = ...,
         stopping: Global___StopRules | None = ...,
         logprobs: Global___LogprobOptions | None = ...,
-        constraint: Global___Constraint | None = ...,
+        grammar: builtins.str = ...,
         adapter: builtins.str = ...,
         images: collections.abc.Iterable[builtins.bytes] | None = ...,
         pooling: Global___PoolingOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["constraint", b"constraint", "logprobs", b"logprobs", "pooling", b"pooling", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "constraint", b"constraint", "images", b"images", "logprobs", b"logprobs", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["logprobs", b"logprobs", "pooling", b"pooling", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "grammar", b"grammar", "images", b"images", "logprobs", b"logprobs", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
 
 Global___AdmittedSequence: typing_extensions.TypeAlias = AdmittedSequence
 
@@ -684,28 +695,6 @@ class LogprobOptions(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["processed", b"processed", "prompt", b"prompt", "sampled", b"sampled", "top_count", b"top_count"]) -> None: ...
 
 Global___LogprobOptions: typing_extensions.TypeAlias = LogprobOptions
-
-@typing.final
-class Constraint(google.protobuf.message.Message):
-    """A language that a completion has to belong to."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    KIND_FIELD_NUMBER: builtins.int
-    TEXT_FIELD_NUMBER: builtins.int
-    kind: Global___ConstraintKind.ValueType
-    """Which notation `text` is in."""
-    text: builtins.str
-    """The language."""
-    def __init__(
-        self,
-        *,
-        kind: Global___ConstraintKind.ValueType = ...,
-        text: builtins.str = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kind", b"kind", "text", b"text"]) -> None: ...
-
-Global___Constraint: typing_extensions.TypeAlias = Constraint
 
 @typing.final
 class StepResponse(google.protobuf.message.Message):

@@ -41,6 +41,11 @@ class ShardServiceStub(object):
                 request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.LoadVocabulary = channel.unary_unary(
+                '/headrace.internal.v1.ShardService/LoadVocabulary',
+                request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.SerializeToString,
+                response_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.FromString,
+                _registered_method=True)
         self.Step = channel.stream_stream(
                 '/headrace.internal.v1.ShardService/Step',
                 request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.StepRequest.SerializeToString,
@@ -57,6 +62,17 @@ class ShardServiceServicer(object):
         """Returns what the shard runs and how far it is in starting.
 
         Answers while the model is still loading.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadVocabulary(self, request, context):
+        """Tells an engine what its token ids are as text, which it has to know before
+        a sequence with a grammar is admitted. Replaces what it was told before.
+
+        Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+        engine that knows no grammars.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +100,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeRequest.FromString,
                     response_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeResponse.SerializeToString,
+            ),
+            'LoadVocabulary': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadVocabulary,
+                    request_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.FromString,
+                    response_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.SerializeToString,
             ),
             'Step': grpc.stream_stream_rpc_method_handler(
                     servicer.Step,
@@ -120,6 +141,33 @@ class ShardService(object):
             '/headrace.internal.v1.ShardService/Describe',
             headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeRequest.SerializeToString,
             headrace_dot_internal_dot_v1_dot_shard__service__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadVocabulary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.internal.v1.ShardService/LoadVocabulary',
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.SerializeToString,
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,22 @@ _ShardServiceDescribeType = typing_extensions.TypeVar(
     ],
 )
 
+_ShardServiceLoadVocabularyType = typing_extensions.TypeVar(
+    '_ShardServiceLoadVocabularyType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+    ],
+)
+
 _ShardServiceStepType = typing_extensions.TypeVar(
     '_ShardServiceStepType',
     grpc.StreamStreamMultiCallable[
@@ -57,7 +73,7 @@ _ShardServiceStepType = typing_extensions.TypeVar(
     ],
 )
 
-class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceStepType]):
+class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLoadVocabularyType, _ShardServiceStepType]):
     """Runs a model's forward passes for one router. Private: router and shard are
     deployed together, so no compatibility is promised between releases.
     """
@@ -67,6 +83,10 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceSt
         grpc.UnaryUnaryMultiCallable[
             headrace.internal.v1.shard_service_pb2.DescribeRequest,
             headrace.internal.v1.shard_service_pb2.DescribeResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+            headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
         ],
         grpc.StreamStreamMultiCallable[
             headrace.internal.v1.shard_service_pb2.StepRequest,
@@ -80,6 +100,10 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceSt
             headrace.internal.v1.shard_service_pb2.DescribeRequest,
             headrace.internal.v1.shard_service_pb2.DescribeResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+            headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+        ],
         grpc.aio.StreamStreamMultiCallable[
             headrace.internal.v1.shard_service_pb2.StepRequest,
             headrace.internal.v1.shard_service_pb2.StepResponse,
@@ -90,6 +114,14 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceSt
     """Returns what the shard runs and how far it is in starting.
 
     Answers while the model is still loading.
+    """
+
+    LoadVocabulary: _ShardServiceLoadVocabularyType
+    """Tells an engine what its token ids are as text, which it has to know before
+    a sequence with a grammar is admitted. Replaces what it was told before.
+
+    Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+    engine that knows no grammars.
     """
 
     Step: _ShardServiceStepType
@@ -108,6 +140,10 @@ ShardServiceAsyncStub: typing_extensions.TypeAlias = ShardServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         headrace.internal.v1.shard_service_pb2.DescribeRequest,
         headrace.internal.v1.shard_service_pb2.DescribeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+        headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
     ],
     grpc.aio.StreamStreamMultiCallable[
         headrace.internal.v1.shard_service_pb2.StepRequest,
@@ -129,6 +165,19 @@ class ShardServiceServicer(metaclass=abc.ABCMeta):
         """Returns what the shard runs and how far it is in starting.
 
         Answers while the model is still loading.
+        """
+
+    @abc.abstractmethod
+    def LoadVocabulary(
+        self,
+        request: headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse, collections.abc.Awaitable[headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse]]:
+        """Tells an engine what its token ids are as text, which it has to know before
+        a sequence with a grammar is admitted. Replaces what it was told before.
+
+        Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+        engine that knows no grammars.
         """
 
     @abc.abstractmethod
