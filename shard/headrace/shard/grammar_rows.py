@@ -1,6 +1,7 @@
 """Follows the rows that are held to a grammar, on a thread of its own: masks are made while the forward pass runs."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,8 +14,16 @@ from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.grammar_compiler import GrammarCompiler
 
 Ints = NDArray[np.int64]
+ThreadClock = Callable[[], float]
 
 _BITS = 32
+
+TOKEN_TIME_LIMIT_S = 0.05
+"""Of a core, to follow one token or to make one mask. The batch waits that long at most for one row.
+
+NOTE: the library's own count of work does not bound what following a token takes
+in an ambiguous grammar, which grows with every token.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,37 @@ class GrammarMasks:
         return unpacked.view(np.bool_)
 
 
+class _Row:
+    """One row's matcher, until it fails."""
+
+    __slots__ = ("_clock", "_matcher", "failure")
+
+    def __init__(self, matcher: LLMatcher, clock: ThreadClock) -> None:
+        self._matcher = matcher
+        self._clock = clock
+        self.failure = ""
+        """Why it cannot go on; empty while it can."""
+        self._check(clock())
+
+    def follow(self, token_id: int) -> None:
+        if not self.failure:
+            began_s = self._clock()
+            self._matcher.consume_token(token_id)
+            self._check(began_s)
+
+    def fill_mask(self, bits: NDArray[np.int32], number: int) -> None:
+        if not self.failure:
+            began_s = self._clock()
+            fill_next_token_bitmask(self._matcher, bits, number)
+            self._check(began_s)
+
+    def _check(self, began_s: float) -> None:
+        if self._matcher.is_error():
+            self.failure = self._matcher.get_error().partition("\n")[0]
+        elif self._clock() - began_s > TOKEN_TIME_LIMIT_S:
+            self.failure = f"a token takes more than {TOKEN_TIME_LIMIT_S} s"
+
+
 class GrammarRows:
     """The matchers of the rows, by place.
 
@@ -44,11 +84,13 @@ class GrammarRows:
     run beside the forward pass. The library lets go of the interpreter lock.
     """
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int, *, clock: ThreadClock = time.thread_time) -> None:
+        """Takes the number of token ids, and a clock of the time that a thread computes, in seconds."""
+        self._clock = clock
         self._vocabulary_size = vocabulary_size
         self._compiler: GrammarCompiler | None = None
         self._end_token_ids: Ints = np.empty(0, dtype=np.int64)
-        self._matchers: dict[int, Future[LLMatcher]] = {}
+        self._matchers: dict[int, Future[_Row]] = {}
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._masks: Future[GrammarMasks] | None = None
 
@@ -72,7 +114,7 @@ class GrammarRows:
         self._matchers.pop(place, None)
         if grammar:
             assert self._compiler is not None, "an engine refuses grammars until it knows its vocabulary"
-            self._matchers[place] = self._helper.submit(_start, self._compiler, grammar, tuple(generated))
+            self._matchers[place] = self._helper.submit(_start, self._compiler, grammar, tuple(generated), self._clock)
 
     def begin(self, places: Ints) -> None:
         """Starts to make the masks of the rows that sample in this step."""
@@ -101,16 +143,15 @@ class GrammarRows:
         if drawn:
             self._helper.submit(_follow, drawn)
 
-    def _make_masks(self, found: list[tuple[int, Future[LLMatcher]]]) -> GrammarMasks:
+    def _make_masks(self, found: list[tuple[int, Future[_Row]]]) -> GrammarMasks:
         bits = np.full((len(found), -(-self._vocabulary_size // _BITS)), -1, dtype=np.int32)
         failures: dict[int, str] = {}
         for number, (index, future) in enumerate(found):
-            matcher = future.result()
-            if not matcher.is_error():
-                fill_next_token_bitmask(matcher, bits, number)
-            if matcher.is_error():
+            row = future.result()
+            row.fill_mask(bits, number)
+            if row.failure:
                 bits[number] = -1
-                failures[index] = matcher.get_error().partition("\n")[0]
+                failures[index] = row.failure
         going_on = bits.copy()
         words, shifts = self._end_token_ids // _BITS, (self._end_token_ids % _BITS).astype(np.uint32)
         for word, shift in zip(words.tolist(), shifts.tolist(), strict=True):
@@ -123,13 +164,13 @@ class GrammarRows:
         )
 
 
-def _start(compiler: GrammarCompiler, grammar: str, generated: tuple[int, ...]) -> LLMatcher:
-    matcher = compiler.matcher(grammar)
-    matcher.consume_tokens(list(generated))
-    return matcher
+def _start(compiler: GrammarCompiler, grammar: str, generated: tuple[int, ...], clock: ThreadClock) -> _Row:
+    row = _Row(compiler.matcher(grammar), clock)
+    for token_id in generated:
+        row.follow(token_id)
+    return row
 
 
-def _follow(drawn: list[tuple[Future[LLMatcher], int]]) -> None:
+def _follow(drawn: list[tuple[Future[_Row], int]]) -> None:
     for future, token_id in drawn:
-        # A matcher that does not take the token is in its error state, which the next mask reports.
-        future.result().consume_token(token_id)
+        future.result().follow(token_id)

@@ -15,8 +15,8 @@ import pytest
 
 from headrace.client.aio import AsyncClient
 from headrace.client.constraint import Choices, Constraint, EbnfGrammar, JsonObject, JsonSchema, LarkGrammar, Regex
+from headrace.client.results import FinishReason
 from headrace.contract.errors import InvalidRequest
-from headrace.contract.generation import FinishReason
 
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
 FLOAT32 = ("--dtype=float32", "--thread-count=2")
@@ -70,7 +70,7 @@ async def texts_of(client: AsyncClient, constraints: list[Constraint], **options
         )
     )
     for answer in answers:
-        assert answer.completions[0].finish_reason is FinishReason.END_OF_SEQUENCE, answer.text
+        assert answer.completions[0].end.reason is FinishReason.END_OF_SEQUENCE, answer.text
     return [answer.text for answer in answers]
 
 
@@ -98,14 +98,14 @@ async def test_any_json_object(serve: Serve) -> None:
         answer = await client.generate(
             "A cat as JSON:", constraint=JsonObject(), temperature=0.0, max_new_token_count=256
         )
-        if answer.completions[0].finish_reason is FinishReason.END_OF_SEQUENCE:
+        if answer.completions[0].end.reason is FinishReason.END_OF_SEQUENCE:
             assert isinstance(json.loads(answer.text), dict)
         else:
             assert answer.text.lstrip(" \n").startswith("{"), "a completion that was cut is a prefix of the language"
         # The shortest object is longer than the least count, or the grammar decides: it ends either way.
         forced = await client.generate("x", constraint=Regex("ab"), min_new_token_count=20, temperature=0.0)
         assert forced.text == "ab"
-        assert forced.completions[0].finish_reason is FinishReason.END_OF_SEQUENCE
+        assert forced.completions[0].end.reason is FinishReason.END_OF_SEQUENCE
 
 
 async def test_chunks_preemption_and_company_change_nothing(serve: Serve) -> None:

@@ -1,0 +1,116 @@
+"""Rows held to a grammar: what is allowed next, whatever was drawn before and by whatever way it came."""
+
+import itertools
+import random
+import re
+
+import numpy as np
+import pytest
+from llguidance import LLMatcher
+
+from headrace.contract.vocabulary import Vocabulary
+from headrace.shard.grammar_rows import TOKEN_TIME_LIMIT_S, GrammarMasks, GrammarRows
+
+END = 256
+VOCABULARY = Vocabulary(
+    token_bytes=(*(bytes([byte]) for byte in range(256)), b"<end>", b"ab", b"ba", b""),
+    special_token_ids=(END,),
+    end_of_sequence_token_ids=(END,),
+)
+SIZE = 320
+"""More than the vocabulary has, as with a padded embedding."""
+
+
+def regex(pattern: str) -> str:
+    return LLMatcher.grammar_from_regex(pattern)
+
+
+@pytest.fixture
+def rows() -> GrammarRows:
+    made = GrammarRows(SIZE)
+    made.load(VOCABULARY)
+    return made
+
+
+def masks_of(rows: GrammarRows, *places: int) -> GrammarMasks:
+    rows.begin(np.array(places))
+    masks = rows.masks()
+    assert masks is not None
+    return masks
+
+
+def allowed_of(rows: GrammarRows, place: int) -> set[int]:
+    return set(masks_of(rows, place).allowed(SIZE)[0].nonzero()[0].tolist())
+
+
+def push(rows: GrammarRows, place: int, token_id: int) -> None:
+    rows.append_tokens(np.array([place]), np.array([token_id]))
+
+
+def test_only_what_leads_into_the_language_is_allowed(rows: GrammarRows) -> None:
+    rows.fill(3, regex("(ab)+"), ())
+    assert allowed_of(rows, 3) == {ord("a"), 257}
+    push(rows, 3, ord("a"))
+    assert allowed_of(rows, 3) == {ord("b")}
+    push(rows, 3, 258)
+    push(rows, 3, ord("b"))
+    assert allowed_of(rows, 3) == {ord("a"), 257, END}
+
+
+def test_a_random_walk_belongs_to_the_language_and_can_be_taken_up_anywhere(rows: GrammarRows) -> None:
+    pattern, numbers = r"(ab){1,9}-[0-9]{2}(ba|c)*", random.Random(4)
+    for _ in range(20):
+        rows.fill(0, regex(pattern), ())
+        drawn: list[int] = []
+        while not drawn or drawn[-1] != END:
+            allowed = allowed_of(rows, 0)
+            rows.fill(1, regex(pattern), tuple(drawn))
+            assert allowed_of(rows, 1) == allowed, "rebuilt from its tokens, a row goes on as it would have"
+            drawn.append(numbers.choice(sorted(allowed)))
+            push(rows, 0, drawn[-1])
+        text = b"".join(VOCABULARY.token_bytes[token_id] for token_id in drawn[:-1])
+        assert re.fullmatch(pattern, text.decode())
+
+
+def test_rows_do_not_meet(rows: GrammarRows) -> None:
+    rows.fill(0, regex("a"), ())
+    rows.fill(2, regex("a"), ())
+    push(rows, 0, ord("a"))
+    masks = masks_of(rows, 2, 1, 0)
+    assert masks.indices.tolist() == [0, 2]
+    assert [set(row.nonzero()[0].tolist()) for row in masks.allowed(SIZE)] == [{ord("a")}, {END}]
+    assert masks.may_go_on.tolist() == [True, False]
+
+
+def test_a_row_without_a_grammar_asks_for_nothing(rows: GrammarRows) -> None:
+    rows.fill(0, regex("a"), ())
+    rows.fill(0, "", ())
+    rows.begin(np.array([0]))
+    assert rows.masks() is None
+
+
+def test_too_much_work_fails_one_row_alone() -> None:
+    slowness = [0.0]
+    times = itertools.count()
+    rows = GrammarRows(SIZE, clock=lambda: next(times) * slowness[0])
+    rows.load(VOCABULARY)
+    rows.fill(0, regex("a+"), ())
+    assert masks_of(rows, 0).failures == {}
+    slowness[0] = 2 * TOKEN_TIME_LIMIT_S
+    push(rows, 0, ord("a"))
+    assert "more than" in masks_of(rows, 0).failures[0]
+    slowness[0] = 0.0
+    rows.fill(1, regex("b+"), ())
+    masks = masks_of(rows, 0, 1)
+    assert list(masks.failures) == [0], "what has failed once is not taken up again"
+    assert set(masks.allowed(SIZE)[1].nonzero()[0].tolist()) == {ord("b")}
+
+
+def test_a_token_that_is_not_allowed_fails_the_row(rows: GrammarRows) -> None:
+    rows.fill(0, regex("a+"), (ord("b"),))
+    assert masks_of(rows, 0).failures[0]
+
+
+def test_a_vocabulary_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="ends a completion"):
+        GrammarRows(8).load(Vocabulary(token_bytes=(b"a",), special_token_ids=(), end_of_sequence_token_ids=(9,)))
