@@ -25,8 +25,8 @@ DEPTH_LIMIT = 64
 """Brackets within brackets."""
 
 _JSON_OPTIONS = {
-    # A small model may otherwise go on with blanks for ever.
-    "whitespace_pattern": r"[ \n]{0,20}",
+    # A small model may otherwise write blanks up to its limit.
+    "whitespace_pattern": " ?",
     # A keyword that cannot be followed is an error, whatever the schema says of it.
     "lenient": False,
 }

@@ -128,7 +128,7 @@ async def test_chunks_preemption_and_company_change_nothing(serve: Serve) -> Non
         alone = await run(client, together=False)
         assert await run(client, together=True) == alone
     # So few blocks that the requests preempt each other, and chunks smaller than the prompt.
-    narrow = ("--block-count=14", "--context-token-limit=128", "--prefill-chunk-token-limit=5")
+    narrow = ("--block-count=8", "--context-token-limit=112", "--prefill-chunk-token-limit=5")
     async with serve("serve", *FLOAT32, *narrow) as server, AsyncClient(server.address) as client:
         assert await run(client, together=True) == alone
         [replica] = await client.list_replicas()
@@ -137,7 +137,7 @@ async def test_chunks_preemption_and_company_change_nothing(serve: Serve) -> Non
 
 async def test_a_shard_that_dies_midway_changes_nothing(serve: Serve) -> None:
     options: dict[str, Any] = {"constraint": Regex(r"([a-z]{2,7} ){25}\."), "temperature": 0.9, "seed": 3}
-    async with serve("serve", *FLOAT32) as server, AsyncClient(server.address, timeout_s=60) as client:
+    async with serve("serve", *FLOAT32) as server, AsyncClient(server.address) as client:
         expected = (await client.generate("One two", max_new_token_count=150, **options)).text
         text = ""
         killed = False
@@ -198,7 +198,6 @@ async def test_hostile_constraints_are_refused_and_disturb_nobody(serve: Serve) 
         ambiguous = [
             Regex("(a{1,900}){1,900}"),
             Regex("(a|b)*a(a|b){40}"),
-            LarkGrammar('start: start start | "a" | start start start'),
         ]
         answers = await asyncio.gather(
             client.generate("Once", temperature=0.0, max_new_token_count=60),
