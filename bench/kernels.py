@@ -271,15 +271,20 @@ def main() -> int:
     parser.add_argument(
         "--model", default="", help="a model with SmolLM2-135M's shapes; without one no step is measured"
     )
+    parser.add_argument("--only-steps", action="store_true", help="measure neither single operators nor prompts")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    result: dict[str, object] = {}
     with torch.inference_mode():
-        bandwidth = read_bandwidth()
-        print(f"memory is read at {bandwidth / 1e9:.1f} GB/s by {arguments.threads} threads\n")
-        result: dict[str, object] = {"bandwidth": bandwidth, "operators": measure_operators(bandwidth)}
+        if not arguments.only_steps:
+            bandwidth = read_bandwidth()
+            print(f"memory is read at {bandwidth / 1e9:.1f} GB/s by {arguments.threads} threads\n")
+            result |= {"bandwidth": bandwidth, "operators": measure_operators(bandwidth)}
         if arguments.model:
-            result |= {"steps": measure_steps(arguments.model), "prefill": measure_prefill(arguments.model)}
+            result["steps"] = measure_steps(arguments.model)
+        if arguments.model and not arguments.only_steps:
+            result["prefill"] = measure_prefill(arguments.model)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2))
     return 0

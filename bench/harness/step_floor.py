@@ -21,7 +21,7 @@ async def measure_steps(model: str) -> list[dict[str, Any]]:
         path = Path(folder) / "kernels.json"
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(machine.ROOT / "bench" / "kernels.py"), f"--json={path}",
-            f"--model={resolve_model(model)}",
+            f"--model={resolve_model(model)}", "--only-steps",
         )  # fmt: skip
         if await process.wait() != 0:
             raise RuntimeError("bench/kernels.py failed")
