@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import machine
 from harness.headrace_server import HeadraceServer
-from harness.processes import IdleWatch
+from harness.processes import LoadWatch
 from harness.report import page
 from harness.router_only import measure_router
 from harness.start_time import measure_start
@@ -81,26 +81,34 @@ async def compare(workload: Workload, systems: list[System], result: dict[str, A
     measured: dict[str, dict[str, list[float]]] = {
         system.name: {figure.name: [] for figure in figures} for system in systems
     }
-    idle_shares: list[float] = []
+    shares: list[tuple[float, float]] = []
     for round_index in range(round_count + 1):
         requests = workload.requests(round_index)
         for system in systems:
-            idle = IdleWatch(other.engine.process_id for other in systems if other is not system)
+            watch = LoadWatch(
+                measured=system.engine.process_id,
+                idle=[other.engine.process_id for other in systems if other is not system],
+            )
             before = await system.engine.load() if isinstance(system.engine, HeadraceServer) else None
             traces = await system.engine.run(requests)
             if round_index == 0:
                 continue
-            idle_shares.append(idle.share())
+            shares.append(watch.shares())
             for figure in figures:
                 measured[system.name][figure.name].append(figure.read(traces))
             if before is not None and isinstance(system.engine, HeadraceServer):
                 _keep_profile(result, workload.name, step_profile(before, await system.engine.load()))
-            print(f"{workload.name} {round_index}: {system.name} {_shown(measured[system.name])}", flush=True)
+            print(
+                f"{workload.name} {round_index}: {system.name} {_shown(measured[system.name])}; "
+                f"others on the machine took {shares[-1][1]:.0%} of a core",
+                flush=True,
+            )
     result.setdefault("workloads", {})[workload.name] = {
         "title": workload.title,
         "figures": [{"name": figure.name, "unit": figure.unit, "is_rate": figure.is_rate} for figure in figures],
         "systems": measured,
-        "idle_share": max(idle_shares),
+        "idle_share": max(idle for idle, _ in shares),
+        "foreign_share": max(foreign for _, foreign in shares),
     }
 
 

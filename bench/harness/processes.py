@@ -40,20 +40,32 @@ def send_signal(process_id: int, number: signal.Signals) -> None:
             os.kill(member, number)
 
 
-class IdleWatch:
-    """Watches that processes which should be idle take no processor time from the one that is measured."""
+class LoadWatch:
+    """Watches who takes processor time beside the system that is measured."""
 
-    def __init__(self, process_ids: Iterable[int]) -> None:
-        self._process_ids = tuple(process_ids)
+    def __init__(self, *, measured: int, idle: Iterable[int]) -> None:
+        """Begins to watch: the process that is measured, and those that should be idle."""
+        self._measured = measured
+        self._idle = tuple(idle)
         self._began_s = time.perf_counter()
-        self._used_s = self._sum()
+        self._before = self._sums()
 
-    def share(self) -> float:
-        """Returns the part of one core that they took together since the watch began."""
-        return (self._sum() - self._used_s) / (time.perf_counter() - self._began_s)
+    def shares(self) -> tuple[float, float]:
+        """Returns how much of one core the idle systems took, and how much the rest of the machine, since the start."""
+        passed_s = time.perf_counter() - self._began_s
+        idle_s, foreign_s = (now_s - then_s for now_s, then_s in zip(self._sums(), self._before, strict=True))
+        return idle_s / passed_s, foreign_s / passed_s
 
-    def _sum(self) -> float:
-        return sum(tree_cpu_s(process_id) for process_id in self._process_ids)
+    def _sums(self) -> tuple[float, float]:
+        idle_s = sum(tree_cpu_s(process_id) for process_id in self._idle)
+        known_s = idle_s + tree_cpu_s(self._measured) + cpu_s(os.getpid())
+        return idle_s, machine_cpu_s() - known_s
+
+
+def machine_cpu_s() -> float:
+    """Returns the processor time that all processes and the kernel took since the machine started."""
+    user, nice, system, _idle, _io_wait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, *rest[:2]))) / _TICKS_PER_S
 
 
 def _fields(process_id: int) -> list[str]:

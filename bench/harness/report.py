@@ -79,7 +79,10 @@ def _workload(name: str, entry: Result) -> str:
             ratio = ratio_cell(ours, values, is_rate=figure["is_rate"]) if is_peer else ""
             rows.append([f"{figure['name']}, {figure['unit']}", system, spread_cell(values), ratio])
     table = markdown_table(["figure", "system", "median", "ratio"], rows)
-    idle = f"The systems that were not measured took at most {entry['idle_share']:.1%} of a core meanwhile."
+    idle = (
+        f"Meanwhile the systems that were not measured took at most {entry['idle_share']:.1%} of a core, "
+        f"and the rest of the machine {entry['foreign_share']:.1%}."
+    )
     return f"## {entry['title']} (`{name}`)\n\n{table}\n\n{idle}"
 
 

@@ -1,6 +1,7 @@
 """The pure parts of the benchmark: what is read off token times, spreads, the drivers' protocol and the page."""
 
 import json
+import os
 import random
 import runpy
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.peer_process import PeerFailed, PeerProcess, job_line, read_ready, read_traces
-from harness.processes import cpu_s, tree
+from harness.processes import LoadWatch, cpu_s, tree
 from harness.report import page, ratio_cell
 from harness.spread import Spread, paired_ratios
 from harness.traces import Trace, decode_rate, first_token_percentile_s, gap_percentile_s, overall_rate, prompt_rate
@@ -119,6 +120,16 @@ def test_a_process_has_its_descendants_and_its_time() -> None:
     assert cpu_s(child.pid) == 0.0
 
 
+def test_work_of_others_is_seen() -> None:
+    watch = LoadWatch(measured=os.getpid(), idle=[])
+    loop = "import time\nwhile time.process_time() < 0.4: pass"
+    # Not a descendant of the measured process once its parent is gone, as a stranger's would be.
+    subprocess.run(["sh", "-c", f"setsid {sys.executable} -c '{loop}' & sleep 0.6"], check=True)
+    idle_share, foreign_share = watch.shares()
+    assert idle_share == 0.0
+    assert foreign_share > 0.1
+
+
 def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
     text = page(
         {
@@ -135,6 +146,7 @@ def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
                         "peer": {"decode": [100.0, 110.0, 70.0]},
                     },
                     "idle_share": 0.005,
+                    "foreign_share": 0.75,
                 }
             },
             "steps": [{"weights": "plain", "rows": 8, "step_s": 0.012, "library_s": 0.01}],
@@ -147,7 +159,7 @@ def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
     )
     assert "| decode, tok/s | peer | 100 (70.0..110) | 2.00 (2.00..3.00) |" in text
     assert "| decode, tok/s | headrace | 210 (200..220) |  |" in text
-    assert "at most 0.5% of a core" in text
+    assert "at most 0.5% of a core, and the rest of the machine 75.0%." in text
     assert "Not installed: vllm (bf16)." in text
     assert "| plain | 8 | 12.0 | 10.0 | 1.20 |" in text
     assert "| w | 1.00 | 10.0 | 0.00 | 50.0 |" in text
