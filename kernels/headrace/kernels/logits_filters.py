@@ -1,11 +1,26 @@
 """Filters that few rows use, as masks in plain torch on any device: what they drop is -inf before `Kernels.sample`."""
 
+from collections.abc import Iterator
+
 import torch
 
-from headrace.kernels.reference_sampling import filter_weights, keep_likeliest
+from headrace.kernels.reference_sampling import filter_weights, keep_down_to
 
 _TYPICAL_GUESS = 1024
 """How many of the most typical tokens are looked at before all of them are sorted."""
+
+_LEAST = -1e4
+"""A log-probability of no probability at all."""
+
+
+def row_slices(row_count: int, device: torch.device) -> Iterator[slice]:
+    """Yields the rows in groups that are best worked on together.
+
+    On a CPU that is one: a row stays in the cache from one operation to the next,
+    and a batch does not. Elsewhere it is all of them.
+    """
+    size = 1 if device.type == "cpu" else max(row_count, 1)
+    return (slice(first, first + size) for first in range(0, row_count, size))
 
 
 def is_at_least(scores: torch.Tensor, temperature: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
@@ -41,12 +56,12 @@ def is_typical(scores: torch.Tensor, temperature: torch.Tensor, typical_p: torch
     Returns:
         [row, vocabulary] bool.
     """
-    shifted = scores - scores.amax(dim=-1, keepdim=True)
-    log_probabilities = (shifted / temperature[:, None]).log_softmax(dim=-1)
+    log_probabilities = (scores / temperature[:, None]).log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
-    entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
-    closeness = -(log_probabilities + entropy).abs()
-    return keep_likeliest(closeness, _typical_counts(closeness, probabilities, typical_p))
+    # Dropped tokens have no probability, and 0 * -inf must not spoil the sum.
+    entropy = -(probabilities * log_probabilities.clamp(min=_LEAST)).sum(dim=-1, keepdim=True)
+    closeness = -(log_probabilities + entropy).abs_()
+    return _keep_until(closeness, probabilities, typical_p)
 
 
 def filtered_scores(
@@ -69,32 +84,36 @@ def filtered_scores(
     Returns:
         [row, vocabulary] float32: divided by temperature, and -inf where top-k or top-p drops the token.
     """
-    drawn = (temperature > 0).nonzero().squeeze(1)
     result = scores.clone()
-    if drawn.shape[0] == 0:
-        return result
-    scaled = (scores[drawn] - scores[drawn].amax(dim=-1, keepdim=True)) / temperature[drawn, None]
-    weights = scaled.exp()
-    kept = filter_weights(scores[drawn], weights.clone(), top_k[drawn], top_p[drawn])
-    dropped = (weights > 0) & (kept == 0)
-    dropped.scatter_(1, token_ids[drawn, None], value=False)
-    result[drawn] = scaled.masked_fill(dropped, -torch.inf)
+    drawn = (temperature > 0).nonzero().squeeze(1)
+    for part in row_slices(len(drawn), scores.device):
+        rows = drawn[part]
+        scaled = (scores[rows] - scores[rows].amax(dim=-1, keepdim=True)) / temperature[rows, None]
+        weights = scaled.exp()
+        kept = filter_weights(scores[rows], weights.clone(), top_k[rows], top_p[rows])
+        dropped = (weights > 0) & (kept == 0)
+        dropped.scatter_(1, token_ids[rows, None], value=False)
+        result[rows] = scaled.masked_fill_(dropped, -torch.inf)
     return result
 
 
-def _typical_counts(closeness: torch.Tensor, probabilities: torch.Tensor, typical_p: torch.Tensor) -> torch.Tensor:
-    """Returns how many of the most typical tokens reach the share `typical_p` of each row's mass."""
+def _keep_until(closeness: torch.Tensor, probabilities: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Returns a mask of the fewest of the closest tokens that reach a share of each row's mass."""
     vocabulary = closeness.shape[1]
     guess = min(_TYPICAL_GUESS, vocabulary)
-    counts = _count_until(closeness.topk(guess, dim=-1).indices, probabilities, typical_p)
+    wanted = (probabilities.sum(dim=-1, dtype=torch.float64) * share)[:, None]
+    closest, order = closeness.topk(guess, dim=-1)
+    counts = _count_until(order, probabilities, wanted)
+    thresholds = closest.gather(1, (counts - 1).clamp(max=guess - 1)[:, None])
     open_rows = (counts > guess).nonzero().squeeze(1)
     if open_rows.shape[0] > 0:
-        order = closeness[open_rows].sort(dim=-1, descending=True).indices
-        counts[open_rows] = _count_until(order, probabilities[open_rows], typical_p[open_rows])
-    return counts.clamp(max=vocabulary)
+        closest, order = closeness[open_rows].sort(dim=-1, descending=True)
+        found = _count_until(order, probabilities[open_rows], wanted[open_rows]).clamp(max=vocabulary)
+        counts[open_rows] = found
+        thresholds[open_rows] = closest.gather(1, (found - 1)[:, None])
+    return keep_down_to(closeness, thresholds, counts)
 
 
-def _count_until(order: torch.Tensor, probabilities: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def _count_until(order: torch.Tensor, probabilities: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     reached = probabilities.gather(1, order).cumsum(dim=-1, dtype=torch.float64)
-    wanted = probabilities.sum(dim=-1, dtype=torch.float64) * share
-    return (reached < wanted[:, None]).sum(dim=-1) + 1
+    return (reached < wanted).sum(dim=-1) + 1

@@ -83,11 +83,29 @@ def keep_likeliest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     if scores.shape[0] == 0 or (most := int(counts.max())) == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     highest = scores.topk(most, dim=-1).values
-    threshold = highest.gather(1, (counts - 1).clamp(min=0)[:, None])
-    above = scores > threshold
-    equal = scores == threshold
-    room = counts[:, None] - above.sum(dim=-1, keepdim=True)
-    return (above | (equal & (equal.cumsum(dim=-1) <= room))) & (counts[:, None] > 0)
+    return keep_down_to(scores, highest.gather(1, (counts - 1).clamp(min=0)[:, None]), counts)
+
+
+def keep_down_to(scores: torch.Tensor, thresholds: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Returns what `keep_likeliest` does, once it is known where that ends.
+
+    Args:
+        scores: [row, vocabulary] float32.
+        thresholds: [row, 1] float32, the lowest of the `counts` highest scores.
+        counts: [row] int64, in [0, vocabulary].
+
+    Returns:
+        [row, vocabulary] bool.
+    """
+    kept = scores >= thresholds
+    # Few rows have more tokens at the threshold than there is room for; only they need an order.
+    crowded = (kept.count_nonzero(dim=-1) > counts).nonzero().squeeze(1)
+    if crowded.shape[0] > 0:
+        above = scores[crowded] > thresholds[crowded]
+        equal = scores[crowded] == thresholds[crowded]
+        room = counts[crowded, None] - above.count_nonzero(dim=-1)[:, None]
+        kept[crowded] = (above | (equal & (equal.cumsum(dim=-1) <= room))) & (counts[crowded, None] > 0)
+    return kept
 
 
 def _filter_top_k(scores: torch.Tensor, weights: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
@@ -101,22 +119,24 @@ def _filter_top_p(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     rows = (top_p < 1).nonzero().squeeze(1)
     if rows.shape[0] > 0:
         filtered = weights[rows]
-        counts = _nucleus_sizes(filtered, top_p[rows])
-        weights[rows] = filtered.masked_fill(~keep_likeliest(filtered, counts), 0.0)
+        weights[rows] = filtered.masked_fill(~_nucleus(filtered, top_p[rows]), 0.0)
     return weights
 
 
-def _nucleus_sizes(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Returns how many of the likeliest tokens reach the share `top_p` of each row's mass."""
-    wanted = weights.sum(dim=-1, dtype=torch.float64) * top_p
+def _nucleus(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Returns a mask of the fewest of the likeliest tokens that reach the share `top_p` of each row's mass."""
+    wanted = (weights.sum(dim=-1, dtype=torch.float64) * top_p)[:, None]
     guess = min(_NUCLEUS_GUESS, weights.shape[1])
-    reached = weights.topk(guess, dim=-1).values.cumsum(dim=-1, dtype=torch.float64)
-    sizes = (reached < wanted[:, None]).sum(dim=-1) + 1
+    highest = weights.topk(guess, dim=-1).values
+    sizes = (highest.cumsum(dim=-1, dtype=torch.float64) < wanted).sum(dim=-1) + 1
+    thresholds = highest.gather(1, (sizes - 1).clamp(max=guess - 1)[:, None])
     open_rows = (sizes > guess).nonzero().squeeze(1)
     if open_rows.shape[0] > 0:
-        ordered = weights[open_rows].sort(dim=-1, descending=True).values.cumsum(dim=-1, dtype=torch.float64)
-        sizes[open_rows] = (ordered < wanted[open_rows, None]).sum(dim=-1) + 1
-    return sizes.clamp(max=weights.shape[1])
+        ordered = weights[open_rows].sort(dim=-1, descending=True).values
+        found = (ordered.cumsum(dim=-1, dtype=torch.float64) < wanted[open_rows]).sum(dim=-1) + 1
+        sizes[open_rows] = found = found.clamp(max=weights.shape[1])
+        thresholds[open_rows] = ordered.gather(1, (found - 1)[:, None])
+    return keep_down_to(weights, thresholds, sizes)
 
 
 def _draw(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.green_list import green_mask
-from headrace.kernels.logits_filters import is_at_least, is_typical
+from headrace.kernels.logits_filters import is_at_least, is_typical, row_slices
 from headrace.shard.input_batch import InputBatch
 from headrace.shard.processor_columns import ProcessorColumns
 
@@ -152,13 +152,14 @@ class LogitsProcessor:
         if len(marked) == 0:
             return
         places = self._places[marked]
-        green = green_mask(
-            torch.from_numpy(columns.watermark_keys[places]).to(logits.device),
-            torch.from_numpy(self._batch.last_tokens(places)).to(logits.device),
-            torch.from_numpy(columns.green_thresholds[places]).to(logits.device),
-            logits.shape[1],
-        )
-        logits[self._index(marked)] += green * self._tensor(columns.watermark_deltas[places], logits)[:, None]
+        keys = torch.from_numpy(columns.watermark_keys[places]).to(logits.device)
+        previous = torch.from_numpy(self._batch.last_tokens(places)).to(logits.device)
+        thresholds = torch.from_numpy(columns.green_thresholds[places]).to(logits.device)
+        deltas = self._tensor(columns.watermark_deltas[places], logits)
+        index = self._index(marked)
+        for part in row_slices(len(marked), logits.device):
+            green = green_mask(keys[part], previous[part], thresholds[part], logits.shape[1])
+            logits[index[part]] += green * deltas[part, None]
 
     def _filter(self, logits: torch.Tensor) -> None:
         columns, drawn = self._columns, self._rows[self._temperatures[self._rows] > 0]
@@ -168,12 +169,13 @@ class LogitsProcessor:
         self._keep(logits, drawn[min_ps > 0], min_ps[min_ps > 0], is_at_least)
 
     def _keep(self, logits: torch.Tensor, rows: Ints, values: NDArray[np.float32], mask: Mask) -> None:
-        if len(rows) == 0:
-            return
+        temperatures = self._tensor(self._temperatures[rows], logits)
+        thresholds = self._tensor(values, logits)
         index = self._index(rows)
-        scores = logits[index]
-        kept = mask(scores, self._tensor(self._temperatures[rows], logits), self._tensor(values, logits))
-        logits[index] = scores.masked_fill_(~kept, -torch.inf)
+        for part in row_slices(len(rows), logits.device):
+            scores = logits[index[part]]
+            kept = mask(scores, temperatures[part], thresholds[part])
+            logits[index[part]] = scores.masked_fill_(~kept, -torch.inf)
 
     def _index(self, values: NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64))
