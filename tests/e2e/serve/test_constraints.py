@@ -167,7 +167,7 @@ HOSTILE: list[tuple[str, Constraint]] = [
             }
         ),
     ),
-    ("too many properties", JsonSchema({"properties": {f"p{n}": {"type": "string"} for n in range(2000)}})),
+    ("too many properties", JsonSchema({"properties": {f"p{n}": {"type": "string"} for n in range(8000)}})),
     ("too long", Regex("a" * 20000)),
     ("looks ahead", Regex("(?=a)b")),
     ("refers back", Regex(r"(a)\1")),
@@ -186,7 +186,9 @@ async def test_hostile_constraints_are_refused_and_disturb_nobody(serve: Serve) 
         undisturbed = (await client.generate("Once", temperature=0.0, max_new_token_count=60)).text
         beside = asyncio.ensure_future(client.generate("Once", temperature=0.0, max_new_token_count=60))
         refusals = await asyncio.gather(
-            *(client.generate("Once", constraint=constraint) for _, constraint in HOSTILE), return_exceptions=True
+            # One that is not refused fails the test by its name, and not by the time it takes.
+            *(client.generate("Once", constraint=constraint, max_new_token_count=4) for _, constraint in HOSTILE),
+            return_exceptions=True,
         )
         for (name, _), refusal in zip(HOSTILE, refusals, strict=True):
             assert isinstance(refusal, InvalidRequest), name
