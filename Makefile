@@ -72,6 +72,7 @@ $(VENV)/.triton: $(VENV)/.ready
 fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written from it
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i kernels/headrace/kernels/cpu/*
 	@$(BIN)/python scripts/code_map.py --write
 	@$(BIN)/python scripts/reference_pages.py --write
 	@$(BIN)/python scripts/reference_pages.py --write
@@ -80,6 +81,7 @@ fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written f
 lint: $(VENV)/.ready ## Checks style, formatting and who may import whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror kernels/headrace/kernels/cpu/*
 	@$(BIN)/lint-imports
 
 .PHONY: types

@@ -9,7 +9,9 @@ import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.build import BuildFailed, build, namespace_of
+from headrace.kernels.cpu_decoder import CpuDecoder
 from headrace.kernels.cpu_fakes import register_fakes
+from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.instruction_sets import InstructionSet, supported
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
@@ -76,6 +78,7 @@ class CpuKernels:
         self._paged_attention = operators.paged_attention.default
         self._pack_weight = operators.pack_weight.default
         self._linear = operators.linear.default
+        self._decoder = operators.decoder.default
         self._sample = operators.sample.default
         self._likeliest = operators.likeliest.default
         self._logprobs = operators.logprobs.default
@@ -157,6 +160,10 @@ class CpuKernels:
         return PanelLinear(
             self._linear, panels=panels, scales=scales, bias=bias, weight_shape=weight.shape, is_gated=is_gated
         )
+
+    def build_decoder(self, parts: DecoderParts) -> Decoder:
+        """Returns layers that run as one operator, where their widths allow it."""
+        return CpuDecoder(self._decoder, parts) if CpuDecoder.fits(parts) else ComposedDecoder(parts, self)
 
     def sample(
         self,

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+_DECODER_OUTPUT_TOKENS = 11
+"""Place of that argument of `decoder` after the first."""
+
 
 def register_fakes(namespace: str) -> None:
     """Registers the shapes of every operator of a namespace; a second time is an error."""
@@ -39,6 +42,12 @@ def _linear(x: torch.Tensor, panels: torch.Tensor, *layer: object) -> torch.Tens
     return x.new_empty(x.shape[0], out_count // 2 if is_gated else out_count)
 
 
+def _decoder(residual: torch.Tensor, *arguments: object) -> torch.Tensor:
+    output_tokens = arguments[_DECODER_OUTPUT_TOKENS]
+    assert isinstance(output_tokens, torch.Tensor)
+    return residual.new_empty(output_tokens.shape[0], residual.shape[1])
+
+
 def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     row_count = logits.shape[0]
     return logits.new_empty(row_count, dtype=torch.int64), logits.new_empty(row_count, dtype=torch.float32)
@@ -67,6 +76,7 @@ _FAKES: dict[str, Callable[..., object]] = {
     "rotary_and_write_kv": _rotary_and_write_kv,
     "paged_attention": _paged_attention,
     "linear": _linear,
+    "decoder": _decoder,
     "likeliest": _likeliest,
     "sample": _sample,
     "logprobs": _logprobs,

@@ -8,6 +8,7 @@ import torch
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.build import BuildFailed, default_cache_folder
 from headrace.kernels.cpu import load_cpu_kernels
+from headrace.kernels.decoder import Decoder, DecoderParts
 from headrace.kernels.gpu.loader import is_triton_installed, load_triton_kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
@@ -170,6 +171,10 @@ class Kernels(Protocol):
             weight: [2 * inner, in_feature], the gate's rows in the first half; may be kept, or copied.
             bias: [2 * inner].
         """
+        ...
+
+    def build_decoder(self, parts: DecoderParts) -> Decoder:
+        """Returns the layers in the form that runs fastest here, over weights that this version has packed."""
         ...
 
     def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:

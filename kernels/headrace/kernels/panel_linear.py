@@ -19,9 +19,12 @@ class PanelLinear:
         is_gated: bool,
     ) -> None:
         self._operator = operator
-        self._panels = panels
-        self._scales = scales
-        self._bias = bias
+        self.panels = panels
+        """The packed weight."""
+        self.scales = scales
+        """[row of the weight] float32, or None."""
+        self.bias = bias
+        """[row of the weight], or None."""
         self._row_count, self._in_feature_count = weight_shape
         self._is_gated = is_gated
 
@@ -37,4 +40,4 @@ class PanelLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [token, out_feature]."""
-        return self._operator(x, self._panels, self._scales, self._bias, self._row_count, self._is_gated)
+        return self._operator(x, self.panels, self.scales, self.bias, self._row_count, self._is_gated)

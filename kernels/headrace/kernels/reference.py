@@ -6,6 +6,7 @@ import torch
 
 from headrace.kernels import reference_attention, reference_sampling
 from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
 from headrace.kernels.quantization import WeightFormat, dequantize, quantize
@@ -84,6 +85,10 @@ class ReferenceKernels:
     def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the layer over the weight, rounded as the format asks, and its gating."""
         return PlainGatedLinear(self._rounded(weight), bias)
+
+    def build_decoder(self, parts: DecoderParts) -> Decoder:
+        """Returns layers that run operator by operator."""
+        return ComposedDecoder(parts, self)
 
     def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
         """Returns the likeliest tokens and their logits."""

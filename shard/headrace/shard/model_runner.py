@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.dispatch import Kernels
-from headrace.shard.attention import ForwardBatch, ForwardResult
+from headrace.shard.forward_batch import ForwardBatch, ForwardResult
 from headrace.shard.input_batch import FlatTokens
 from headrace.shard.models.registry import Model
 

@@ -1,249 +1,29 @@
 #include "attention.h"
 
-#include <atomic>
-#include <memory>
-#include <vector>
-
-#include "attention_block.h"
+#include "attention_tasks.h"
+#include "team.h"
 #include "threads.h"
 
 namespace headrace {
-namespace {
-
-// Query rows that one thread takes at once, so that they share the packing of the keys.
-constexpr int64_t kQueryRowsPerTask = 512;
-
-// The query rows of a row and key-value head are (token, head) pairs, the heads of a token next to each other.
-struct Task {
-  int64_t row;
-  int64_t kv_head;
-  int64_t query_begin;
-  int64_t query_end;
-  int64_t key_begin;
-  int64_t key_end;
-  // Where the outcome goes, to be merged with others'; -1 when it is complete.
-  int64_t partial;
-};
-
-// Query rows whose keys were split among tasks: partials [partial, partial + count * query rows).
-struct Merge {
-  Task first;
-  int64_t count;
-};
-
-struct Plan {
-  std::vector<Task> tasks;
-  std::vector<Merge> merges;
-  int64_t partial_count = 0;
-};
-
-// NOTE: few query rows with a long context are split by keys, else one stream would keep one thread per head busy.
-// Many query rows are split among themselves; the last come first, since they see the most keys.
-Plan plan_tasks(const int32_t* query_starts, const int32_t* context_lengths, const AttentionShape& shape) {
-  Plan plan;
-  const int64_t group = shape.head_count / shape.kv_head_count;
-  for (int64_t row = 0; row < shape.row_count; ++row) {
-    const int64_t query_count = (query_starts[row + 1] - query_starts[row]) * group;
-    const int64_t context = context_lengths[row];
-    for (int64_t kv_head = 0; kv_head < shape.kv_head_count; ++kv_head) {
-      if (query_count <= kRowBlock && context > kKeySpan) {
-        const Task whole = {row, kv_head, 0, query_count, 0, context, plan.partial_count};
-        for (int64_t key = 0; key < context; key += kKeySpan) {
-          plan.tasks.push_back({row, kv_head, 0, query_count, key, std::min(key + kKeySpan, context), plan.partial_count});
-          plan.partial_count += query_count;
-        }
-        plan.merges.push_back({whole, (context + kKeySpan - 1) / kKeySpan});
-        continue;
-      }
-      const int64_t task_count = (query_count + kQueryRowsPerTask - 1) / kQueryRowsPerTask;
-      for (int64_t task = task_count - 1; task >= 0; --task)
-        plan.tasks.push_back({row, kv_head, task * kQueryRowsPerTask,
-                              std::min((task + 1) * kQueryRowsPerTask, query_count), 0, context, -1});
-    }
-  }
-  return plan;
-}
-
-template <typename T>
-class PagedAttention {
- public:
-  PagedAttention(const AttentionTensors<T>& tensors, const AttentionShape& shape)
-      : tensors_(tensors),
-        shape_(shape),
-        group_(shape.head_count / shape.kv_head_count),
-        padded_size_(round_up(shape.head_size, kPanelWidth)),
-        plan_(plan_tasks(tensors.query_starts, tensors.context_lengths, shape)),
-        partials_(plan_.partial_count),
-        partial_values_(plan_.partial_count * padded_size_) {}
-
-  void run() {
-    const auto task_count = static_cast<int64_t>(plan_.tasks.size());
-    const auto merge_count = static_cast<int64_t>(plan_.merges.size());
-    std::atomic<int64_t> next_task = 0;
-    const int64_t thread_count = std::max<int64_t>(std::min(max_thread_count(), task_count), 1);
-#pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
-    {
-      PanelProduct<T> product;
-      Scratch& scratch = scratch_for(shape_.head_size);
-      // A thread knows its next task, and has its keys fetched, while it does one.
-      int64_t task = next_task.fetch_add(1);
-      find_keys(task, 0, scratch.ahead);
-      scratch.ahead.fetch(0, kKeySpan, shape_.head_size);
-      while (task < task_count) {
-        const int64_t task_ahead = next_task.fetch_add(1);
-        attend(task, task_ahead, product, scratch);
-        task = task_ahead;
-      }
-#pragma omp barrier
-#pragma omp for schedule(static)
-      for (int64_t merge = 0; merge < merge_count; ++merge) finish(plan_.merges[merge]);
-    }
-  }
-
- private:
-  // What a thread works with; kept from call to call.
-  struct Scratch {
-    explicit Scratch(int64_t head_size)
-        : block(head_size),
-          queries(kQueryRowsPerTask * block.padded_size()),
-          totals(kQueryRowsPerTask),
-          values(kQueryRowsPerTask * block.padded_size()) {}
-
-    AttentionBlock<T> block;
-    Buffer<T> queries;
-    std::vector<PartialAttention> totals;
-    Buffer<float> values;
-    KeySpan<T> span;
-    KeySpan<T> ahead;
-  };
-
-  static Scratch& scratch_for(int64_t head_size) {
-    static thread_local std::unique_ptr<Scratch> scratch;
-    if (!scratch || scratch->block.head_size() != head_size) scratch = std::make_unique<Scratch>(head_size);
-    return *scratch;
-  }
-
-  void attend(int64_t task_index, int64_t task_ahead, PanelProduct<T>& product, Scratch& scratch) {
-    const Task& task = plan_.tasks[task_index];
-    gather_queries(task, scratch);
-    std::fill_n(scratch.totals.begin(), task.query_end - task.query_begin, PartialAttention{});
-    const int64_t key_end = visible_end(task);
-    for (int64_t key = task.key_begin; key < key_end; key += kKeySpan) {
-      find_keys(task_index, key - task.key_begin, scratch.span);
-      const bool is_last = key + kKeySpan >= key_end;
-      find_keys(is_last ? task_ahead : task_index, is_last ? 0 : key + kKeySpan - task.key_begin, scratch.ahead);
-      scratch.block.load_span(scratch.span, scratch.ahead);
-      for (int64_t query = task.query_begin; query < task.query_end; query += kRowBlock)
-        attend_block(task, key, query, product, scratch);
-    }
-    for (int64_t query = task.query_begin; query < task.query_end; ++query) {
-      const int64_t place = query - task.query_begin;
-      const float* values = scratch.values.data() + place * padded_size_;
-      if (task.partial < 0) {
-        write(task, query, scratch.totals[place], values);
-      } else {
-        partials_[task.partial + place] = scratch.totals[place];
-        std::copy_n(values, padded_size_, partial_values_.data() + (task.partial + place) * padded_size_);
-      }
-    }
-  }
-
-  // Attends up to kRowBlock query rows to the span of keys that is loaded.
-  void attend_block(const Task& task, int64_t key, int64_t query, PanelProduct<T>& product, Scratch& scratch) {
-    const int64_t row_count = std::min(kRowBlock, task.query_end - query);
-    int64_t visible_counts[kRowBlock];
-    for (int64_t row = 0; row < row_count; ++row)
-      visible_counts[row] = std::clamp<int64_t>(visible_count(task, query + row) - key, 0, kKeySpan);
-    if (visible_counts[row_count - 1] == 0) return;
-    PartialAttention partials[kRowBlock];
-    const int64_t place = query - task.query_begin;
-    const float* values = scratch.block.attend(product, scratch.queries.data() + place * padded_size_, row_count,
-                                               visible_counts, shape_.scale, partials);
-    for (int64_t row = 0; row < row_count; ++row)
-      if (visible_counts[row] > 0)
-        merge(partials[row], values + row * padded_size_, padded_size_, scratch.totals[place + row],
-              scratch.values.data() + (place + row) * padded_size_);
-  }
-
-  // Keys that a query row sees, from the row's first on.
-  int64_t visible_count(const Task& task, int64_t query) const {
-    const int64_t token_count = tensors_.query_starts[task.row + 1] - tensors_.query_starts[task.row];
-    return tensors_.context_lengths[task.row] - token_count + query / group_ + 1;
-  }
-
-  int64_t query_offset(const Task& task, int64_t query) const {
-    const int64_t token = tensors_.query_starts[task.row] + query / group_;
-    return (token * shape_.head_count + task.kv_head * group_ + query % group_) * shape_.head_size;
-  }
-
-  void gather_queries(const Task& task, Scratch& scratch) const {
-    for (int64_t query = task.query_begin; query < task.query_end; ++query)
-      std::copy_n(tensors_.query + query_offset(task, query), shape_.head_size,
-                  scratch.queries.data() + (query - task.query_begin) * padded_size_);
-  }
-
-  // Keys from the row's first to the last that a task sees.
-  int64_t visible_end(const Task& task) const { return std::min(task.key_end, visible_count(task, task.query_end - 1)); }
-
-  // Finds the span that starts `offset` keys after a task's first; none when there is no such task.
-  void find_keys(int64_t task_index, int64_t offset, KeySpan<T>& span) const {
-    span.count = 0;
-    if (task_index >= static_cast<int64_t>(plan_.tasks.size())) return;
-    const Task& task = plan_.tasks[task_index];
-    const int32_t* table = tensors_.block_tables + task.row * shape_.block_table_stride;
-    const int64_t end = std::min(task.key_begin + offset + kKeySpan, visible_end(task));
-    // Block by block: a division for every key took longer than the products.
-    for (int64_t key = task.key_begin + offset; key < end;) {
-      const int64_t block = table[key / shape_.block_size];
-      const int64_t slot = key % shape_.block_size;
-      const int64_t block_end = std::min(end, key - slot + shape_.block_size);
-      int64_t place = ((block * shape_.kv_head_count + task.kv_head) * shape_.block_size + slot) * shape_.head_size;
-      for (; key < block_end; ++key, ++span.count, place += shape_.head_size) {
-        span.keys[span.count] = tensors_.key_cache + place;
-        span.values[span.count] = tensors_.value_cache + place;
-      }
-    }
-  }
-
-  void finish(const Merge& merged) {
-    const int64_t query_count = merged.first.query_end;
-    Buffer<float> values(padded_size_);
-    for (int64_t query = 0; query < query_count; ++query) {
-      PartialAttention total;
-      for (int64_t part = 0; part < merged.count; ++part) {
-        const int64_t partial = merged.first.partial + part * query_count + query;
-        // A chunk's first tokens may see nothing of the last span.
-        if (partials_[partial].weight_sum != 0.0f)
-          merge(partials_[partial], partial_values_.data() + partial * padded_size_, padded_size_, total, values.data());
-      }
-      write(merged.first, query, total, values.data());
-    }
-  }
-
-  void write(const Task& task, int64_t query, const PartialAttention& total, const float* values) const {
-    T* target = tensors_.output + query_offset(task, query);
-    const float factor = 1.0f / total.weight_sum;
-    int64_t element = 0;
-    for (; element + kLanes <= shape_.head_size; element += kLanes)
-      store(target + element, load(values + element) * factor);
-    if (element < shape_.head_size)
-      store_first(target + element, load(values + element) * factor, shape_.head_size - element);
-  }
-
-  const AttentionTensors<T>& tensors_;
-  const AttentionShape& shape_;
-  int64_t group_;
-  int64_t padded_size_;
-  Plan plan_;
-  std::vector<PartialAttention> partials_;
-  Buffer<float> partial_values_;
-};
-
-}  // namespace
 
 template <typename T>
 void paged_attention(const AttentionTensors<T>& tensors, const AttentionShape& shape) {
-  PagedAttention<T>(tensors, shape).run();
+  const AttentionPlan plan = plan_attention(tensors.query_starts, tensors.context_lengths, shape);
+  AttentionTasks<T> tasks(plan, shape);
+  tasks.set_tensors(tensors);
+  Team team(1);
+  const int64_t thread_count = std::max<int64_t>(std::min(max_thread_count(), tasks.count()), 1);
+#pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
+  {
+    PanelProduct<T> product;
+    const auto claim = [&] { return team.claim(0); };
+    const int64_t first_task = claim();
+    tasks.fetch(first_task);
+    tasks.run(first_task, product, claim);
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (int64_t merge = 0; merge < tasks.merge_count(); ++merge) tasks.merge_parts(merge);
+  }
 }
 
 template void paged_attention<float>(const AttentionTensors<float>&, const AttentionShape&);

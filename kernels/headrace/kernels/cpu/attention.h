@@ -12,6 +12,7 @@ struct AttentionShape {
   int64_t head_size;
   int64_t block_size;
   int64_t block_table_stride;
+  int64_t query_stride;  // from one token to the next, in elements
   float scale;
 };
 
@@ -26,7 +27,8 @@ struct AttentionTensors {
   T* output;
 };
 
-// Query and output are [token, head, head_size], the caches [block, kv_head, block_size, head_size], all contiguous.
+// Query and output are [token, head, head_size], the caches [block, kv_head, block_size, head_size], all contiguous but
+// for the query's tokens.
 template <typename T>
 void paged_attention(const AttentionTensors<T>& tensors, const AttentionShape& shape);
 

@@ -116,9 +116,9 @@ class AttentionBlock {
   // Takes the keys and values of a span, and has those of another fetched meanwhile.
   void load_span(const KeySpan<T>& span, const KeySpan<T>& ahead) {
     for (int64_t key = 0; key < span.count; key += kLanes) {
-      pack_keys(span.keys + key, std::min(kLanes, span.count - key), head_size_,
-                key_panels_.data() + key / kPanelWidth * kPanelWidth * padded_size_ +
-                    panel_offset<T>(0, key % kPanelWidth));
+      pack_keys(
+          span.keys + key, std::min(kLanes, span.count - key), head_size_,
+          key_panels_.data() + key / kPanelWidth * kPanelWidth * padded_size_ + panel_offset<T>(0, key % kPanelWidth));
       ahead.fetch(key, key + kLanes, head_size_);
     }
     ahead.fetch(round_up(span.count, kLanes), ahead.count, head_size_);
@@ -136,12 +136,12 @@ class AttentionBlock {
                       float scale, PartialAttention* partials) {
     const int64_t key_count = round_up(*std::max_element(visible_counts, visible_counts + row_count), kPanelWidth);
     for (int64_t key = 0; key < key_count; key += kPanelWidth)
-      product.multiply(rows, padded_size_, row_count, key_panels_.data() + key * padded_size_, padded_size_, false,
+      product.multiply(rows, padded_size_, row_count, key_panels_.data() + key * padded_size_, padded_size_, nullptr,
                        scores_.data() + key * kRowBlock, [] {});
     for (int64_t row = 0; row < row_count; ++row) weigh(row, visible_counts[row], key_count, scale, partials[row]);
     for (int64_t element = 0; element < padded_size_; element += kPanelWidth) {
       product.multiply(weights_.data(), kKeySpan, row_count, value_panels_.data() + element * kKeySpan, key_count,
-                       false, panel_, [] {});
+                       nullptr, panel_, [] {});
       for (int64_t row = 0; row < row_count; ++row)
         std::copy_n(panel_ + row * kPanelWidth, kPanelWidth, values_.data() + row * padded_size_ + element);
     }
@@ -155,8 +155,7 @@ class AttentionBlock {
     int64_t key = 0;
     if (visible_count > 0) {
       Floats peaks = broadcast(-std::numeric_limits<float>::infinity());
-      for (; key < visible_count; key += kLanes)
-        peaks = maximum(visible_scores(row, key, visible_count, scale), peaks);
+      for (; key < visible_count; key += kLanes) peaks = maximum(visible_scores(row, key, visible_count, scale), peaks);
       const float peak = largest(peaks);
       Floats sums = {};
       for (key = 0; key < visible_count; key += kLanes) {

@@ -10,59 +10,13 @@
 #endif
 
 #include "attention.h"
-#include "bfloat16.h"
 #include "linear.h"
+#include "operator_checks.h"
 #include "rows.h"
 #include "sampling.h"
 #include "weight_memory.h"
 
 namespace headrace::operators {
-
-using at::Tensor;
-
-// Calls body.template operator()<T>() with the C++ type of the elements.
-template <typename Body>
-void with_type(const Tensor& tensor, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return body.template operator()<float>();
-    case at::kBFloat16:
-      return body.template operator()<BFloat16>();
-    default:
-      TORCH_CHECK(false, "the tensors are ", tensor.scalar_type(), "; these operators take float32 and bfloat16");
-  }
-}
-
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-void check_like(const Tensor& tensor, const Tensor& model, const char* name) {
-  TORCH_CHECK(tensor.scalar_type() == model.scalar_type(), name, " is ", tensor.scalar_type(), " beside ",
-              model.scalar_type());
-}
-
-void check_column(const Tensor& tensor, at::ScalarType type, int64_t count, const char* name) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == type && tensor.numel() == count, name, " must be ", count,
-              " contiguous ", type);
-}
-
-void check_contiguous(const Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-}
-
-// Checks that every element is in [0, end).
-template <typename T>
-void check_range(const T* values, int64_t count, int64_t end, const char* name) {
-  for (int64_t index = 0; index < count; ++index)
-    TORCH_CHECK(values[index] >= 0 && values[index] < end, name, " has ", values[index], " outside of [0, ", end, ")");
-}
 
 void check_norm(const Tensor& x, const Tensor& weight) {
   check_contiguous(x, "x");
@@ -109,14 +63,6 @@ void check_heads(const Tensor& tensor, const Tensor& cache, int64_t token_count,
               name, " must be [token, head, head_dim] with whole heads");
 }
 
-void check_caches(const Tensor& key_cache, const Tensor& value_cache) {
-  check_contiguous(key_cache, "key_cache");
-  check_contiguous(value_cache, "value_cache");
-  check_like(value_cache, key_cache, "value_cache");
-  TORCH_CHECK(key_cache.dim() == 4 && value_cache.sizes() == key_cache.sizes(),
-              "the caches must be [block, kv_head, block_size, head_dim]");
-}
-
 Tensor rotary_and_write_kv(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& positions,
                            const Tensor& cos_sin, const Tensor& key_cache, const Tensor& value_cache,
                            const Tensor& slot_ids) {
@@ -127,16 +73,14 @@ Tensor rotary_and_write_kv(const Tensor& query, const Tensor& key, const Tensor&
   check_heads(value, key_cache, token_count, "value");
   TORCH_CHECK(key.size(1) == key_cache.size(1) && value.size(1) == key_cache.size(1), "key and value must be [token, ",
               key_cache.size(1), ", head_dim]");
-  TORCH_CHECK(cos_sin.is_contiguous() && cos_sin.scalar_type() == at::kFloat && cos_sin.dim() == 2 &&
-                  cos_sin.size(1) % 2 == 0 && cos_sin.size(1) <= query.size(2),
-              "cos_sin must be contiguous float32 [position, rotary_dim]");
+  check_rotation(cos_sin, query.size(2));
   check_column(positions, at::kLong, token_count, "positions");
   check_column(slot_ids, at::kLong, token_count, "slot_ids");
   check_range(data<int64_t>(positions), token_count, cos_sin.size(0), "positions");
   check_range(data<int64_t>(slot_ids), token_count, key_cache.size(0) * key_cache.size(2), "slot_ids");
-  const RotaryShape shape = {token_count,        query.size(1),     key.size(1),         query.size(2),
-                             cos_sin.size(1),    key_cache.size(2), query.stride(0),     key.stride(0),
-                             value.stride(0)};
+  const RotaryShape shape = {
+      token_count,       query.size(1),   key.size(1),   query.size(2),   cos_sin.size(1),
+      key_cache.size(2), query.stride(0), key.stride(0), value.stride(0), query.size(1) * query.size(2)};
   Tensor rotated = at::empty(query.sizes(), query.options());
   with_type(query, [&]<typename T>() {
     headrace::rotary_and_write_kv<T>(
@@ -147,24 +91,6 @@ Tensor rotary_and_write_kv(const Tensor& query, const Tensor& key, const Tensor&
   return rotated;
 }
 
-// Checks what the rows of a step read, so that no wrong table reads past the cache.
-void check_rows(const Tensor& query, const Tensor& key_cache, const Tensor& block_tables, const int32_t* query_starts,
-                const int32_t* context_lengths) {
-  const int64_t block_size = key_cache.size(2);
-  TORCH_CHECK(query_starts[0] == 0 && query_starts[block_tables.size(0)] == query.size(0),
-              "query_starts must run from 0 to the number of tokens");
-  for (int64_t row = 0; row < block_tables.size(0); ++row) {
-    const int64_t query_count = query_starts[row + 1] - query_starts[row];
-    const int64_t block_count = (context_lengths[row] + block_size - 1) / block_size;
-    TORCH_CHECK(query_count >= 1 && query_count <= context_lengths[row], "row ", row, " brings ", query_count,
-                " tokens of ", context_lengths[row]);
-    TORCH_CHECK(block_count <= block_tables.size(1), "row ", row, " needs ", block_count, " blocks of ",
-                block_tables.size(1));
-    check_range(data<int32_t>(block_tables) + row * block_tables.stride(0), block_count, key_cache.size(0),
-                "block_tables");
-  }
-}
-
 Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
                        double scale) {
@@ -172,20 +98,15 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
   check_contiguous(query, "query");
   check_heads(query, key_cache, query.size(0), "query");
   TORCH_CHECK(query.size(1) % key_cache.size(1) == 0, query.size(1), " heads cannot share ", key_cache.size(1));
-  TORCH_CHECK(block_tables.dim() == 2 && block_tables.scalar_type() == at::kInt && block_tables.stride(1) == 1,
-              "block_tables must be int32 [row, block]");
-  const int64_t row_count = block_tables.size(0);
-  check_column(query_starts, at::kInt, row_count + 1, "query_starts");
-  check_column(context_lengths, at::kInt, row_count, "context_lengths");
-  check_rows(query, key_cache, block_tables, data<int32_t>(query_starts), data<int32_t>(context_lengths));
-  const AttentionShape shape = {row_count,         query.size(1),          key_cache.size(1),        query.size(2),
-                                key_cache.size(2), block_tables.stride(0), static_cast<float>(scale)};
+  check_tables(query.size(0), key_cache, block_tables, query_starts, context_lengths);
+  const AttentionShape shape = {
+      block_tables.size(0), query.size(1),          key_cache.size(1), query.size(2),
+      key_cache.size(2),    block_tables.stride(0), query.stride(0),   static_cast<float>(scale)};
   Tensor output = at::empty_like(query);
   with_type(query, [&]<typename T>() {
-    headrace::paged_attention<T>(
-        {data<T>(query), data<T>(key_cache), data<T>(value_cache), data<int32_t>(block_tables),
-         data<int32_t>(query_starts), data<int32_t>(context_lengths), mutable_data<T>(output)},
-        shape);
+    headrace::paged_attention<T>({data<T>(query), data<T>(key_cache), data<T>(value_cache), data<int32_t>(block_tables),
+                                  data<int32_t>(query_starts), data<int32_t>(context_lengths), mutable_data<T>(output)},
+                                 shape);
   });
   return output;
 }
@@ -312,7 +233,8 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
   library.def("linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated) -> Tensor");
   library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
   library.def(
-      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> Tensor");
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> "
+      "Tensor");
   library.def("logprobs(Tensor logits, Tensor token_ids, int top_count) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -22,6 +22,11 @@ constexpr int64_t kPanelWidth = 32;
 constexpr int64_t kPanelDepth = 32;
 constexpr int64_t kRowBlock = 32;
 
+// How far ahead of its use a panel is fetched, in elements: about what memory delivers during its latency. Whole steps
+// of depth.
+template <typename W>
+constexpr int64_t kFetchAhead = 4096 / sizeof(W);
+
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Where element (in, out) of a panel lies.
@@ -99,13 +104,13 @@ template <typename T>
 class PanelProduct {
  public:
   // product[row][32] = rows[row][depth] @ panel, for at most kRowBlock rows. `meanwhile` is called about every 32
-  // elements of depth, for work that fills the gaps of this. `is_streamed` says that the panel comes from memory and
-  // is used once, so what lies behind it is fetched ahead.
+  // elements of depth, for work that fills the gaps of this. When the panel comes from memory, `ahead` is the panel
+  // that is wanted after it: both are fetched ahead of their use. Else it is null.
   template <typename Meanwhile>
-  void multiply(const T* rows, int64_t row_stride, int64_t row_count, const T* panel, int64_t depth, bool is_streamed,
+  void multiply(const T* rows, int64_t row_stride, int64_t row_count, const T* panel, int64_t depth, const T* ahead,
                 float* product, const Meanwhile& meanwhile) {
     // The processor's own prefetching keeps up with these slower products.
-    (void)is_streamed;
+    (void)ahead;
     int64_t row = 0;
     for (; row + kRowsAtOnce <= row_count; row += kRowsAtOnce)
       multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel, depth, product + row * kPanelWidth,
@@ -136,15 +141,15 @@ class PanelProduct<BFloat16> {
 
   template <typename Meanwhile>
   void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, const BFloat16* panel, int64_t depth,
-                bool is_streamed, float* product, const Meanwhile& meanwhile) {
+                const BFloat16* ahead, float* product, const Meanwhile& meanwhile) {
     if (row_count != configured_row_count_) {
       configure_tiles(row_count);
       configured_row_count_ = row_count;
     }
     if (row_count <= 16) {
-      multiply_tiles<1>(rows, row_stride, panel, depth, is_streamed, product, meanwhile);
+      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead<BFloat16>, product, meanwhile);
     } else {
-      multiply_tiles<2>(rows, row_stride, panel, depth, is_streamed, product, meanwhile);
+      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead<BFloat16>, product, meanwhile);
     }
   }
 

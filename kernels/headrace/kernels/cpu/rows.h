@@ -28,6 +28,7 @@ struct RotaryShape {
   int64_t query_stride;
   int64_t key_stride;
   int64_t value_stride;
+  int64_t rotated_stride;
 };
 
 template <typename T>
@@ -43,7 +44,7 @@ struct RotaryTensors {
   T* rotated_query;
 };
 
-// Rotates queries to `rotated_query`, and keys to the cache with the values.
+// Rotates queries to `rotated_query`, which may be where they are, and keys to the cache with the values.
 template <typename T>
 void rotary_and_write_kv(const RotaryTensors<T>& tensors, const RotaryShape& shape);
 

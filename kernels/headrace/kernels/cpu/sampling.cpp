@@ -80,15 +80,15 @@ double uniform(uint64_t seed, uint64_t position) {
 class Distribution {
  public:
   template <typename T>
-  Distribution(const T* logits, int64_t vocabulary, float temperature)
-      : scores_(vocabulary), weights_(vocabulary) {
+  Distribution(const T* logits, int64_t vocabulary, float temperature) : scores_(vocabulary), weights_(vocabulary) {
     for (int64_t token_id = 0; token_id < vocabulary; ++token_id) scores_[token_id] = widen(logits[token_id]);
     const float peak = *std::max_element(scores_.begin(), scores_.end());
     // Shifted before it is divided, so that no temperature makes an infinity.
     int64_t token_id = 0;
     for (; token_id + kLanes <= vocabulary; token_id += kLanes)
       store(&weights_[token_id], exponential((load(&scores_[token_id]) - peak) / temperature));
-    for (; token_id < vocabulary; ++token_id) weights_[token_id] = exponential((scores_[token_id] - peak) / temperature);
+    for (; token_id < vocabulary; ++token_id)
+      weights_[token_id] = exponential((scores_[token_id] - peak) / temperature);
   }
 
   void keep_top_k(int64_t count) {
@@ -171,7 +171,8 @@ template <typename T>
 void likeliest(const T* logits, int64_t row_count, int64_t vocabulary, int64_t* token_ids, float* peaks) {
   if (row_count == 0) return;
   // A few rows are cut into parts, so that each thread has some.
-  const int64_t part_count = std::clamp<int64_t>(vocabulary / kLogitsPerThread, 1, (max_thread_count() + row_count - 1) / row_count);
+  const int64_t part_count =
+      std::clamp<int64_t>(vocabulary / kLogitsPerThread, 1, (max_thread_count() + row_count - 1) / row_count);
   std::vector<Candidate> found(row_count * part_count);
   const int64_t thread_count = row_count * vocabulary / kLogitsPerThread;
   parallel_shares(row_count * part_count, thread_count, [&](Share share) {
@@ -231,9 +232,9 @@ void logprobs(const T* logits, int64_t row_count, int64_t vocabulary, const int6
   });
 }
 
-#define INSTANTIATE(T)                                                                            \
-  template void likeliest<T>(const T*, int64_t, int64_t, int64_t*, float*);                       \
-  template void sample<T>(const T*, int64_t, int64_t, const SamplingColumns&, int64_t*);          \
+#define INSTANTIATE(T)                                                                   \
+  template void likeliest<T>(const T*, int64_t, int64_t, int64_t*, float*);              \
+  template void sample<T>(const T*, int64_t, int64_t, const SamplingColumns&, int64_t*); \
   template void logprobs<T>(const T*, int64_t, int64_t, const int64_t*, int64_t, const LogprobResults&);
 INSTANTIATE(float)
 INSTANTIATE(BFloat16)

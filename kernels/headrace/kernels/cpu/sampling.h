@@ -20,8 +20,7 @@ struct SamplingColumns {
 
 // One token for each row, as headrace.kernels.dispatch.Kernels.sample says.
 template <typename T>
-void sample(const T* logits, int64_t row_count, int64_t vocabulary, const SamplingColumns& columns,
-            int64_t* token_ids);
+void sample(const T* logits, int64_t row_count, int64_t vocabulary, const SamplingColumns& columns, int64_t* token_ids);
 
 struct LogprobResults {
   float* logprobs;

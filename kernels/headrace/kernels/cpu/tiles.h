@@ -26,6 +26,8 @@ inline void configure_tiles(int64_t row_count) {
     config.row_bytes[tile] = 64;
     config.row_counts[tile] = static_cast<uint8_t>(row_counts[tile]);
   }
+  // NOTE: GCC takes it that the instruction reads the first word only, and may leave out what fills the others.
+  __asm__ volatile("" : : "m"(config));
   _tile_loadconfig(&config);
 }
 
@@ -34,9 +36,7 @@ inline void release_tiles() { _tile_release(); }
 // See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32.
 template <int kTileRows, typename Meanwhile>
 inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth,
-                           bool is_streamed, float* product, const Meanwhile& meanwhile) {
-  // How far ahead of its use the panel is fetched: about what memory delivers during its latency.
-  constexpr int64_t kFetchAhead = 3072 / sizeof(BFloat16);
+                           const BFloat16* ahead, int64_t fetch_ahead, float* product, const Meanwhile& meanwhile) {
   const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(BFloat16));
   _tile_zero(0);
   _tile_zero(1);
@@ -46,9 +46,11 @@ inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloa
   }
   for (int64_t in = 0; in < depth; in += 32) {
     const BFloat16* tiles = panel + in * 32;
-    if (is_streamed) {
+    if (ahead != nullptr) {
+      const int64_t place = in * 32 + fetch_ahead;
+      const BFloat16* lines = place < depth * 32 ? panel + place : ahead + place - depth * 32;
       for (int64_t line = 0; line < 32; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(tiles + kFetchAhead + line * 32), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(lines + line * 32), _MM_HINT_T0);
     }
     _tile_loadd(4, rows + in, row_bytes);
     _tile_loadd(6, tiles, 64);

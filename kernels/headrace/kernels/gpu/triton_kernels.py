@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.gpu import attention, rows, sampling
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainLinear
@@ -91,6 +92,10 @@ class TritonKernels:
     def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the vendor's product followed by `silu_mul`."""
         return _GatedLinear(weight, bias)
+
+    def build_decoder(self, parts: DecoderParts) -> Decoder:
+        """Returns layers that run operator by operator."""
+        return ComposedDecoder(parts, self)
 
     def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
         """Returns the likeliest tokens and their logits."""

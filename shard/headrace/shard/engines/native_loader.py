@@ -10,7 +10,6 @@ from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels, KernelsUnavailable, select
 from headrace.kernels.quantization import WeightFormat
 from headrace.shard import kv_cache
-from headrace.shard.attention import PagedAttention
 from headrace.shard.capabilities import NATIVE_FIELDS
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.kv_cache import KvBudget
@@ -90,12 +89,12 @@ class NativeLoader:
     def complete(self, budget: KvBudget) -> ModelRunner:
         """Returns the loaded model over a cache of this size."""
         assert self._build is not None
-        attentions = tuple(
-            PagedAttention(kernels=self.kernels, cache=cache, cos_sin=self._cos_sin, scale=self._config.head_dim**-0.5)
-            for cache in kv_cache.allocate(self._config, budget, dtype=self._dtype, device=self._device)
-        )
+        caches = kv_cache.allocate(self._config, budget, dtype=self._dtype, device=self._device)
         return ModelRunner(
-            self._build(attentions), kernels=self.kernels, block_size=budget.block_size, device=self._device
+            self._build(caches, self._cos_sin),
+            kernels=self.kernels,
+            block_size=budget.block_size,
+            device=self._device,
         )
 
     def describe(self, budget: KvBudget) -> EngineDescription:

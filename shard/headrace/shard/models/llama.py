@@ -1,34 +1,18 @@
 """The Llama decoder, which Mistral and Qwen2 share: RMSNorm, rotary attention with grouped heads, a gated MLP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from headrace.kernels.decoder import Decoder, DecoderLayer, DecoderParts
 from headrace.kernels.dispatch import Kernels
 from headrace.kernels.linear import PackedLinear
-from headrace.shard.attention import ForwardBatch, ForwardResult, PagedAttention
+from headrace.shard.forward_batch import ForwardBatch, ForwardResult
+from headrace.shard.kv_cache import LayerCache
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.weights import WeightReader
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaLayer:
-    """The weights of one layer. Projections that read the same input are merged."""
-
-    input_norm: torch.Tensor
-    """[hidden]"""
-    query_key_value: PackedLinear
-    """hidden → (head + 2 * kv_head) * head_dim"""
-    attention_output: PackedLinear
-    """head * head_dim → hidden"""
-    mlp_norm: torch.Tensor
-    """[hidden]"""
-    gated: PackedLinear
-    """hidden → inner, the gating included"""
-    down: PackedLinear
-    """inner → hidden"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +21,7 @@ class LlamaWeights:
 
     embedding: torch.Tensor
     """[vocabulary, hidden]"""
-    layers: tuple[LlamaLayer, ...]
+    layers: tuple[DecoderLayer, ...]
     final_norm: torch.Tensor
     """[hidden]"""
     head: PackedLinear
@@ -45,50 +29,54 @@ class LlamaWeights:
 
 
 class LlamaModel:
-    """A decoder over weights and the attention of each layer."""
+    """A decoder between an embedding and a head."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        weights: LlamaWeights,
-        attentions: tuple[PagedAttention, ...],
-        kernels: Kernels,
-    ) -> None:
-        self._config = config
-        self._weights = weights
-        self._attentions = attentions
-        self._kernels = kernels
+    def __init__(self, *, embedding: torch.Tensor, decoder: Decoder, head: PackedLinear) -> None:
+        self._embedding = embedding
+        self._decoder = decoder
+        self._head = head
 
     def forward(self, batch: ForwardBatch) -> ForwardResult:
         """Computes a step: fills the KV cache and returns logits and hidden states where they are wanted."""
-        kernels, layers, epsilon = self._kernels, self._weights.layers, self._config.norm_epsilon
-        residual = functional.embedding(batch.token_ids, self._weights.embedding)
-        normed = kernels.rms_norm(residual, layers[0].input_norm, epsilon)
-        next_norms = [layer.input_norm for layer in layers[1:]] + [self._weights.final_norm]
-        for layer, attention, next_norm in zip(layers, self._attentions, next_norms, strict=True):
-            attended = self._attend(layer, attention, normed, batch)
-            if layer is layers[-1]:
-                # Nothing reads the other tokens any more.
-                attended, residual = attended[batch.output_indices], residual[batch.output_indices]
-            x = layer.attention_output(attended)
-            normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
-            x = layer.down(layer.gated(normed))
-            normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
+        normed = self._decoder(
+            functional.embedding(batch.token_ids, self._embedding),
+            positions=batch.positions,
+            slot_ids=batch.slot_ids,
+            attention=batch.attention,
+            output_indices=batch.output_indices,
+        )
         count = batch.sampling_count
-        return ForwardResult(logits=self._weights.head(normed[:count]), hidden=normed[count:])
+        return ForwardResult(logits=self._head(normed[:count]), hidden=normed[count:])
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of hidden states that `forward` returned."""
-        return self._weights.head(hidden)
+        return self._head(hidden)
 
-    def _attend(
-        self, layer: LlamaLayer, attention: PagedAttention, normed: torch.Tensor, batch: ForwardBatch
-    ) -> torch.Tensor:
-        config = self._config
-        heads = layer.query_key_value(normed).view(normed.shape[0], -1, config.head_dim)
-        query, key, value = torch.split(heads, [config.head_count, config.kv_head_count, config.kv_head_count], dim=1)
-        return attention(query, key, value, batch)
+
+def build_llama(
+    config: ModelConfig, weights: LlamaWeights, caches: Sequence[LayerCache], cos_sin: torch.Tensor, kernels: Kernels
+) -> LlamaModel:
+    """Completes a model with the KV cache of each layer.
+
+    Args:
+        config: What the model is made of.
+        weights: Its weights, packed by `kernels`.
+        caches: One for each layer.
+        cos_sin: [position, head_dim] float32.
+        kernels: The version of the operators.
+    """
+    parts = DecoderParts(
+        layers=weights.layers,
+        final_norm=weights.final_norm,
+        key_caches=tuple(cache.keys for cache in caches),
+        value_caches=tuple(cache.values for cache in caches),
+        cos_sin=cos_sin,
+        head_count=config.head_count,
+        head_dim=config.head_dim,
+        norm_epsilon=config.norm_epsilon,
+        scale=config.head_dim**-0.5,
+    )
+    return LlamaModel(embedding=weights.embedding, decoder=kernels.build_decoder(parts), head=weights.head)
 
 
 def load_llama_weights(config: ModelConfig, reader: WeightReader, kernels: Kernels) -> LlamaWeights:
@@ -112,7 +100,7 @@ def load_llama_weights(config: ModelConfig, reader: WeightReader, kernels: Kerne
     )
 
 
-def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, prefix: str) -> LlamaLayer:
+def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, prefix: str) -> DecoderLayer:
     hidden, inner = config.hidden_size, config.inner_size
     query_size, kv_size = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
 
@@ -128,7 +116,7 @@ def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, pre
         bias = reader.read_stacked(f"{prefix}.{name_format}.bias", heights) if has_bias else None
         return pack(weight, bias)
 
-    return LlamaLayer(
+    return DecoderLayer(
         input_norm=reader.read(f"{prefix}.input_layernorm.weight", hidden),
         query_key_value=linear("self_attn.{}_proj", {"q": query_size, "k": kv_size, "v": kv_size}, hidden),
         attention_output=linear("self_attn.{}_proj", {"o": hidden}, query_size),

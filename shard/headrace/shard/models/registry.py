@@ -1,6 +1,6 @@
 """From a path to a model that can run: the source by the kind of file, the code by the architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,10 +8,11 @@ import torch
 
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels
-from headrace.shard.attention import ForwardBatch, ForwardResult, PagedAttention
+from headrace.shard.forward_batch import ForwardBatch, ForwardResult
 from headrace.shard.gguf_weights import GgufSource
+from headrace.shard.kv_cache import LayerCache
 from headrace.shard.models.config import ModelConfig
-from headrace.shard.models.llama import LlamaModel, load_llama_weights
+from headrace.shard.models.llama import build_llama, load_llama_weights
 from headrace.shard.weights import SafetensorsSource, WeightReader, WeightSource
 
 
@@ -27,8 +28,9 @@ class Model(Protocol):
         ...
 
 
-ModelBuilder = Callable[[tuple[PagedAttention, ...]], Model]
-"""Completes a model whose weights are loaded, once the KV cache has its size."""
+ModelBuilder = Callable[[Sequence[LayerCache], torch.Tensor], Model]
+"""Completes a model whose weights are loaded, once the KV cache has its size, with each layer's cache and the
+table of cosines and sines."""
 
 
 def open_source(path: Path) -> WeightSource:
@@ -47,11 +49,11 @@ def open_source(path: Path) -> WeightSource:
 
 
 def load_model(config: ModelConfig, reader: WeightReader, kernels: Kernels) -> ModelBuilder:
-    """Loads a model's weights; its attention comes later, since the KV cache takes the memory that is left.
+    """Loads a model's weights; the KV cache comes later, since it takes the memory that is left.
 
     Raises:
         StartupError: a tensor is missing, unknown or of the wrong shape.
     """
     weights = load_llama_weights(config, reader, kernels)
     reader.finish()
-    return lambda attentions: LlamaModel(config, weights=weights, attentions=attentions, kernels=kernels)
+    return lambda caches, cos_sin: build_llama(config, weights, caches, cos_sin, kernels)

@@ -1,0 +1,275 @@
+#include "decoder.h"
+
+#include <algorithm>
+
+#include "attention_tasks.h"
+#include "linear_tasks.h"
+#include "row_functions.h"
+#include "team.h"
+#include "threads.h"
+#include "workspace.h"
+
+namespace headrace {
+namespace {
+
+// Tokens that a thread takes at once where each is for itself, if all threads get some.
+constexpr int64_t kTokensPerTask = 16;
+
+// The phases of a layer, and one before the first layer. Each ends when all threads have done it.
+enum Phase {
+  kQueryKeyValue,
+  kRotate,
+  kAttend,
+  kMerge,
+  kAttentionOutput,
+  kMlpNorm,
+  kGated,
+  kDown,
+  kNextNorm,
+  kPhaseCount
+};
+
+template <typename T, typename W>
+class Decoder {
+ public:
+  Decoder(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers, const DecoderShape& shape)
+      : tensors_(tensors),
+        layers_(layers),
+        shape_(shape),
+        query_width_(shape.attention.head_count * shape.attention.head_size),
+        kv_width_(shape.attention.kv_head_count * shape.attention.head_size),
+        plan_(plan_attention(tensors.query_starts, tensors.context_lengths, shape.attention)),
+        attention_(plan_, attention_shape()),
+        team_(1 + static_cast<int64_t>(layers.size()) * kPhaseCount) {
+    Workspace& workspace = Workspace::of_thread();
+    workspace.start(
+        sizeof(T) * shape.token_count * (shape.hidden_size + 2 * query_width_ + 2 * kv_width_ + shape.inner_size) +
+        sizeof(T) * shape.output_count * (query_width_ + shape.hidden_size) + kBufferCount * Workspace::kLine);
+    normed_ = workspace.take<T>(shape.token_count * shape.hidden_size);
+    query_key_value_ = workspace.take<T>(shape.token_count * (query_width_ + 2 * kv_width_));
+    attended_ = workspace.take<T>(shape.token_count * query_width_);
+    gated_ = workspace.take<T>(shape.token_count * shape.inner_size);
+    last_attended_ = workspace.take<T>(shape.output_count * query_width_);
+    last_residual_ = workspace.take<T>(shape.output_count * shape.hidden_size);
+  }
+
+  void run() {
+    if (shape_.token_count == 0) return;
+    attention_.set_tensors(attention_tensors(layers_.front()));
+    const int64_t thread_count = max_thread_count();
+#pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
+    {
+      // NOTE: OpenMP may give fewer threads than it was asked for.
+#pragma omp single
+      team_.resize(omp_get_num_threads());
+      Worker worker(*this, omp_get_thread_num() == 0);
+      worker.run();
+    }
+  }
+
+ private:
+  static constexpr int64_t kBufferCount = 6;
+
+  // One thread's way through the phases.
+  class Worker {
+   public:
+    Worker(Decoder& decoder, bool is_first) : decoder_(decoder), is_first_(is_first) {}
+
+    void run() {
+      const Decoder& d = decoder_;
+      for_tokens(0, d.shape_.token_count, [&](int64_t token) {
+        const int64_t place = token * d.shape_.hidden_size;
+        normalise(d.tensors_.residual + place, d.tensors_.first_norm, d.shape_.epsilon, d.shape_.hidden_size,
+                  d.normed_ + place);
+      });
+      decoder_.team_.wait();
+      for (int64_t layer = 0; layer < static_cast<int64_t>(d.layers_.size()); ++layer) run_layer(layer);
+    }
+
+   private:
+    void run_layer(int64_t index) {
+      Decoder& d = decoder_;
+      const DecoderLayer<T, W>& layer = d.layers_[index];
+      const bool is_last = index + 1 == static_cast<int64_t>(d.layers_.size());
+      first_phase_ = 1 + index * kPhaseCount;
+      multiply(kQueryKeyValue, d.query_key_value(layer));
+      const RotaryTensors<T> rotary_tensors = d.rotary_tensors(layer);
+      const RotaryShape rotary_shape = d.rotary_shape();
+      for_tokens(first_phase_ + kRotate, d.shape_.token_count,
+                 [&](int64_t token) { rotate_and_write(rotary_tensors, rotary_shape, token); });
+      d.team_.wait();
+      attend();
+      if (is_first_ && !is_last) d.attention_.set_tensors(d.attention_tensors(d.layers_[index + 1]));
+      // Nothing reads the tokens any more whose hidden states nobody wants.
+      if (is_last) gather_outputs();
+      const int64_t token_count = is_last ? d.shape_.output_count : d.shape_.token_count;
+      T* residual = is_last ? d.last_residual_ : d.tensors_.residual;
+      T* normed = is_last ? d.tensors_.output : d.normed_;
+      multiply(kAttentionOutput,
+               d.attention_output(layer, is_last ? d.last_attended_ : d.attended_, token_count, normed));
+      add_norm(kMlpNorm, layer.mlp_norm, token_count, normed, residual);
+      multiply(kGated, d.gated(layer, token_count, normed));
+      multiply(kDown, d.down(layer, token_count, normed));
+      add_norm(kNextNorm, layer.next_norm, token_count, normed, residual);
+    }
+
+    void multiply(Phase phase, const LinearTasks<T, W>& tasks) {
+      const auto claim = [&] { return decoder_.team_.claim(first_phase_ + phase); };
+      tasks.run(claim(), product_, claim);
+      decoder_.team_.wait();
+    }
+
+    void attend() {
+      Decoder& d = decoder_;
+      const auto claim = [&] { return d.team_.claim(first_phase_ + kAttend); };
+      const int64_t first_task = claim();
+      d.attention_.fetch(first_task);
+      d.attention_.run(first_task, product_, claim);
+      d.team_.wait();
+      if (d.attention_.merge_count() == 0) return;
+      for (;;) {
+        const int64_t merge = d.team_.claim(first_phase_ + kMerge);
+        if (merge >= d.attention_.merge_count()) break;
+        d.attention_.merge_parts(merge);
+      }
+      d.team_.wait();
+    }
+
+    void add_norm(Phase phase, const T* weight, int64_t token_count, T* normed, T* residual) {
+      const int64_t width = decoder_.shape_.hidden_size;
+      for_tokens(first_phase_ + phase, token_count, [&](int64_t token) {
+        add_and_normalise(normed + token * width, residual + token * width, weight, decoder_.shape_.epsilon, width);
+      });
+      decoder_.team_.wait();
+    }
+
+    // Copies what belongs to the tokens in `output_tokens`.
+    void gather_outputs() {
+      Decoder& d = decoder_;
+      if (is_first_) {
+        for (int64_t index = 0; index < d.shape_.output_count; ++index) {
+          const int64_t token = d.tensors_.output_tokens[index];
+          std::copy_n(d.attended_ + token * d.query_width_, d.query_width_, d.last_attended_ + index * d.query_width_);
+          std::copy_n(d.tensors_.residual + token * d.shape_.hidden_size, d.shape_.hidden_size,
+                      d.last_residual_ + index * d.shape_.hidden_size);
+        }
+      }
+      d.team_.wait();
+    }
+
+    template <typename Body>
+    void for_tokens(int64_t phase, int64_t token_count, const Body& body) {
+      const int64_t tokens_per_task =
+          std::clamp<int64_t>(token_count / (2 * decoder_.team_.thread_count()), 1, kTokensPerTask);
+      for (;;) {
+        const int64_t begin = decoder_.team_.claim(phase) * tokens_per_task;
+        if (begin >= token_count) return;
+        for (int64_t token = begin; token < std::min(begin + tokens_per_task, token_count); ++token) body(token);
+      }
+    }
+
+    Decoder& decoder_;
+    const bool is_first_;
+    PanelProduct<T> product_;
+    int64_t first_phase_ = 0;
+  };
+
+  int64_t query_key_value_width() const { return query_width_ + 2 * kv_width_; }
+
+  AttentionShape attention_shape() const {
+    AttentionShape shape = shape_.attention;
+    shape.query_stride = query_key_value_width();
+    return shape;
+  }
+
+  AttentionTensors<T> attention_tensors(const DecoderLayer<T, W>& layer) const {
+    return {query_key_value_,      layer.key_cache,          layer.value_cache, tensors_.block_tables,
+            tensors_.query_starts, tensors_.context_lengths, attended_};
+  }
+
+  RotaryTensors<T> rotary_tensors(const DecoderLayer<T, W>& layer) const {
+    const T* key = query_key_value_ + query_width_;
+    return {query_key_value_, key,
+            key + kv_width_,  tensors_.positions,
+            tensors_.cos_sin, tensors_.slot_ids,
+            layer.key_cache,  layer.value_cache,
+            query_key_value_};
+  }
+
+  RotaryShape rotary_shape() const {
+    const AttentionShape& attention = shape_.attention;
+    const int64_t stride = query_key_value_width();
+    return {shape_.token_count,
+            attention.head_count,
+            attention.kv_head_count,
+            attention.head_size,
+            shape_.rotary_size,
+            attention.block_size,
+            stride,
+            stride,
+            stride,
+            stride};
+  }
+
+  LinearTasks<T, W> query_key_value(const DecoderLayer<T, W>& layer) const {
+    return tasks(layer.query_key_value, normed_, query_key_value_, shape_.token_count, shape_.hidden_size,
+                 query_key_value_width(), false);
+  }
+
+  LinearTasks<T, W> attention_output(const DecoderLayer<T, W>& layer, const T* attended, int64_t token_count,
+                                     T* output) const {
+    return tasks(layer.attention_output, attended, output, token_count, query_width_, shape_.hidden_size, false);
+  }
+
+  LinearTasks<T, W> gated(const DecoderLayer<T, W>& layer, int64_t token_count, const T* input) const {
+    return tasks(layer.gated, input, gated_, token_count, shape_.hidden_size, 2 * shape_.inner_size, true);
+  }
+
+  LinearTasks<T, W> down(const DecoderLayer<T, W>& layer, int64_t token_count, T* output) const {
+    return tasks(layer.down, gated_, output, token_count, shape_.inner_size, shape_.hidden_size, false);
+  }
+
+  static LinearTasks<T, W> tasks(const PackedWeight<T, W>& weight, const T* input, T* output, int64_t token_count,
+                                 int64_t in_count, int64_t out_count, bool is_gated) {
+    return {{input, weight.panels, weight.scales, weight.bias, output},
+            {token_count, in_count, in_count, out_count, is_gated}};
+  }
+
+  const DecoderTensors<T>& tensors_;
+  const std::vector<DecoderLayer<T, W>>& layers_;
+  const DecoderShape shape_;
+  const int64_t query_width_;
+  const int64_t kv_width_;
+  const AttentionPlan plan_;
+  AttentionTasks<T> attention_;
+  Team team_;
+  T* normed_;
+  T* query_key_value_;
+  T* attended_;
+  T* gated_;
+  T* last_attended_;
+  T* last_residual_;
+};
+
+}  // namespace
+
+bool can_decode(const DecoderShape& shape) {
+  return shape.hidden_size % kPanelDepth == 0 && shape.inner_size % kPanelDepth == 0 &&
+         shape.attention.head_count * shape.attention.head_size % kPanelDepth == 0;
+}
+
+template <typename T, typename W>
+void decode(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers,
+            const DecoderShape& shape) {
+  Decoder<T, W>(tensors, layers, shape).run();
+}
+
+#define INSTANTIATE(T, W) \
+  template void decode<T, W>(const DecoderTensors<T>&, const std::vector<DecoderLayer<T, W>>&, const DecoderShape&);
+INSTANTIATE(float, float)
+INSTANTIATE(float, int8_t)
+INSTANTIATE(BFloat16, BFloat16)
+INSTANTIATE(BFloat16, int8_t)
+#undef INSTANTIATE
+
+}  // namespace headrace

@@ -1,0 +1,189 @@
+// A linear layer as tasks that threads share: a task is the product of some rows of the input with one panel.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+
+#include "buffer.h"
+#include "linear.h"
+#include "panel_product.h"
+#include "widen_panel.h"
+
+namespace headrace {
+
+// Bytes of the input that stay in the second-level cache while the panels pass by.
+constexpr int64_t kInputBytesPerPass = 640 * 1024;
+
+// The weight's row for an output of a panel; out_count for padding.
+inline int64_t weight_row(const LinearShape& shape, int64_t panel, int64_t out) {
+  if (!shape.is_gated) return std::min(panel * kPanelWidth + out, shape.out_count);
+  const int64_t gate = panel * kLanes + out % kLanes;
+  if (gate >= shape.output_width()) return shape.out_count;
+  return out < kLanes ? gate : shape.output_width() + gate;
+}
+
+template <typename T>
+inline void store_at_most(T* target, Floats values, int64_t count) {
+  if (count >= kLanes) {
+    store(target, values);
+  } else if (count > 0) {
+    store_first(target, values, count);
+  }
+}
+
+// 16 numbers of a panel's rows of the weight, from `out` on; `missing` where there are none, or no numbers at all.
+template <typename T>
+inline Floats gather(const T* numbers, float missing, const LinearShape& shape, int64_t panel, int64_t out) {
+  Floats gathered = broadcast(missing);
+  if (numbers == nullptr) return gathered;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const int64_t row = weight_row(shape, panel, out + lane);
+    if (row < shape.out_count) gathered[lane] = widen(numbers[row]);
+  }
+  return gathered;
+}
+
+// The sums of up to 32 rows for one panel, and their way to the output.
+template <typename T, typename W>
+class PanelOutput {
+ public:
+  PanelOutput(const LinearTensors<T, W>& tensors, const LinearShape& shape) : tensors_(tensors), shape_(shape) {}
+
+  float* begin(int64_t panel, int64_t first_row, int64_t row_count) {
+    if (panel != panel_ && (tensors_.scales != nullptr || tensors_.bias != nullptr)) {
+      for (int half = 0; half < 2; ++half) {
+        scales_[half] = gather(tensors_.scales, 1.0f, shape_, panel, half * kLanes);
+        bias_[half] = gather(tensors_.bias, 0.0f, shape_, panel, half * kLanes);
+      }
+    }
+    panel_ = panel;
+    first_row_ = first_row;
+    row_count_ = row_count;
+    finished_count_ = 0;
+    return sums_;
+  }
+
+  // Stores up to `count` more of the rows.
+  void finish_some(int64_t count) {
+    const int64_t end = std::min(finished_count_ + count, row_count_);
+    const int64_t first = panel_ * (shape_.is_gated ? kLanes : kPanelWidth);
+    const int64_t width = shape_.output_width();
+    for (; finished_count_ < end; ++finished_count_) {
+      const float* sums = sums_ + finished_count_ * kPanelWidth;
+      const Floats low = load(sums) * scales_[0] + bias_[0];
+      const Floats high = load(sums + kLanes) * scales_[1] + bias_[1];
+      T* target = tensors_.output + (first_row_ + finished_count_) * width + first;
+      if (shape_.is_gated) {
+        store_at_most(target, silu(low) * high, width - first);
+      } else {
+        store_at_most(target, low, width - first);
+        store_at_most(target + kLanes, high, width - first - kLanes);
+      }
+    }
+  }
+
+ private:
+  const LinearTensors<T, W>& tensors_;
+  const LinearShape& shape_;
+  Floats scales_[2] = {broadcast(1.0f), broadcast(1.0f)};
+  Floats bias_[2] = {};
+  int64_t panel_ = -1;
+  int64_t first_row_ = 0;
+  int64_t row_count_ = 0;
+  int64_t finished_count_ = 0;
+  alignas(64) float sums_[kRowBlock * kPanelWidth];
+};
+
+// A panel in the type that it is multiplied in: where it lies, or widened to where this thread keeps it.
+template <typename T>
+inline const T* panel_of(const T* panel, int64_t) {
+  return panel;
+}
+
+template <typename T>
+inline const T* panel_of(const int8_t* panel, int64_t depth) {
+  static thread_local std::optional<Buffer<T>> widened;
+  static thread_local int64_t widened_depth = 0;
+  if (widened_depth < depth) {
+    widened.emplace(depth * kPanelWidth);
+    widened_depth = depth;
+  }
+  widen_panel(panel, depth, widened->data());
+  return widened->data();
+}
+
+// NOTE: a gated panel has room for 16 gates, so a panel more than the plain width needs may be begun.
+inline int64_t panel_count(const LinearShape& shape) {
+  const int64_t outputs_per_panel = shape.is_gated ? kLanes : kPanelWidth;
+  return (shape.output_width() + outputs_per_panel - 1) / outputs_per_panel;
+}
+
+inline int64_t panel_size(const LinearShape& shape) { return round_up(shape.in_count, kPanelDepth) * kPanelWidth; }
+
+// The tasks of one call of a layer.
+template <typename T, typename W>
+class LinearTasks {
+ public:
+  // The rows of the input are filled up with zeros to whole panel depths, and at least as far apart.
+  LinearTasks(const LinearTensors<T, W>& tensors, const LinearShape& shape)
+      : tensors_(tensors),
+        shape_(shape),
+        depth_(round_up(shape.in_count, kPanelDepth)),
+        panel_count_(headrace::panel_count(shape)),
+        rows_per_pass_(std::max(
+            kRowBlock, kInputBytesPerPass / (depth_ * static_cast<int64_t>(sizeof(T))) / kRowBlock * kRowBlock)),
+        count_((shape.row_count + rows_per_pass_ - 1) / rows_per_pass_ * panel_count_) {}
+
+  int64_t count() const { return count_; }
+
+  // Asks memory for the beginning of a task's panel.
+  void fetch(int64_t task) const {
+    constexpr int64_t kLine = 64 / sizeof(W);
+    if (task >= count_) return;
+    for (int64_t element = 0; element < kFetchAhead<W>; element += kLine)
+      __builtin_prefetch(panel(task) + element, 0, 3);
+  }
+
+  // Does a task, then those that `claim` returns, until there are no more.
+  template <typename Claim>
+  void run(int64_t task, PanelProduct<T>& product, const Claim& claim) const {
+    // Rows to store in each of the depth / 32 gaps of a product.
+    const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;
+    // NOTE: the outputs of one product are stored while the next runs. Alone, the stores took a quarter of the time.
+    PanelOutput<T, W> outputs[2] = {{tensors_, shape_}, {tensors_, shape_}};
+    int current = 0;
+    while (task < count_) {
+      const int64_t next_task = claim();
+      const T* whole_panel = panel_of<T>(panel(task), depth_);
+      // A panel that was widened has been fetched.
+      const T* ahead = nullptr;
+      if constexpr (std::is_same_v<T, W>) ahead = panel(std::min(next_task, count_ - 1));
+      const int64_t pass_begin = task / panel_count_ * rows_per_pass_;
+      const int64_t pass_end = std::min(pass_begin + rows_per_pass_, shape_.row_count);
+      for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
+        const int64_t row_count = std::min(kRowBlock, pass_end - row);
+        PanelOutput<T, W>& previous = outputs[1 - current];
+        float* sums = outputs[current].begin(task % panel_count_, row, row_count);
+        product.multiply(tensors_.input + row * shape_.row_stride, shape_.row_stride, row_count, whole_panel, depth_,
+                         row == pass_begin ? ahead : nullptr, sums, [&] { previous.finish_some(rows_per_gap); });
+        previous.finish_some(kRowBlock);
+        current = 1 - current;
+      }
+      task = next_task;
+    }
+    outputs[1 - current].finish_some(kRowBlock);
+  }
+
+ private:
+  const W* panel(int64_t task) const { return tensors_.panels + task % panel_count_ * depth_ * kPanelWidth; }
+
+  LinearTensors<T, W> tensors_;
+  LinearShape shape_;
+  int64_t depth_;
+  int64_t panel_count_;
+  int64_t rows_per_pass_;
+  int64_t count_;
+};
+
+}  // namespace headrace

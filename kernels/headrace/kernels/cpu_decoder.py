@@ -1,0 +1,82 @@
+"""A decoder's layers in one C++ operator: all threads go through them together, without Python in between."""
+
+from collections.abc import Callable
+
+import torch
+
+from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.decoder import DecoderParts
+from headrace.kernels.panel_linear import PanelLinear
+
+_WIDTH_MULTIPLE = 32
+
+
+class CpuDecoder:
+    """Runs layers whose weights lie in panels. Gives the same, to the last bit, as the operators one by one."""
+
+    def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts) -> None:
+        layers = parts.layers
+        linears = [
+            linear
+            for layer in layers
+            for linear in (layer.query_key_value, layer.attention_output, layer.gated, layer.down)
+        ]
+        panels = [linear for linear in linears if isinstance(linear, PanelLinear)]
+        assert len(panels) == len(linears)
+        norms = [norm for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
+        no_bias = parts.final_norm.new_empty(0)
+        has_bias = any(linear.bias is not None for linear in panels)
+        self.operator = operator
+        self._weights = (
+            [*norms, parts.final_norm],
+            [linear.panels for linear in panels],
+            [linear.scales for linear in panels if linear.scales is not None],
+            [no_bias if linear.bias is None else linear.bias for linear in panels] if has_bias else [],
+            [cache for pair in zip(parts.key_caches, parts.value_caches, strict=True) for cache in pair],
+            parts.cos_sin,
+        )
+        self._sizes = (parts.head_count, layers[0].gated.out_feature_count, parts.norm_epsilon, parts.scale)
+
+    @staticmethod
+    def fits(parts: DecoderParts) -> bool:
+        """Whether the operator takes layers of these widths: all that a product reads must be whole panels deep."""
+        first = parts.layers[0]
+        widths = (linear.in_feature_count for linear in (first.query_key_value, first.attention_output, first.down))
+        return all(width % _WIDTH_MULTIPLE == 0 for width in widths)
+
+    def __call__(
+        self,
+        residual: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        slot_ids: torch.Tensor,
+        attention: AttentionBatch,
+        output_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns [output, hidden]."""
+        arguments = self.arguments(
+            residual, positions=positions, slot_ids=slot_ids, attention=attention, output_indices=output_indices
+        )
+        return self.operator(*arguments)
+
+    def arguments(
+        self,
+        residual: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        slot_ids: torch.Tensor,
+        attention: AttentionBatch,
+        output_indices: torch.Tensor,
+    ) -> tuple[object, ...]:
+        """Returns what the operator takes for a step."""
+        return (
+            residual,
+            *self._weights,
+            positions,
+            slot_ids,
+            attention.block_tables,
+            attention.query_starts,
+            attention.context_lengths,
+            output_indices,
+            *self._sizes,
+        )

@@ -1,0 +1,129 @@
+"""A decoder's layers: what they are made of, and how they run one operator after the other."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.linear import PackedLinear
+
+if TYPE_CHECKING:
+    from headrace.kernels.dispatch import Kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """The weights of one layer. Projections that read the same input are merged."""
+
+    input_norm: torch.Tensor
+    """[hidden]"""
+    query_key_value: PackedLinear
+    """hidden → (head + 2 * kv_head) * head_dim"""
+    attention_output: PackedLinear
+    """head * head_dim → hidden"""
+    mlp_norm: torch.Tensor
+    """[hidden]"""
+    gated: PackedLinear
+    """hidden → inner, the gating included"""
+    down: PackedLinear
+    """inner → hidden"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderParts:
+    """A decoder's layers with the KV cache that they fill."""
+
+    layers: tuple[DecoderLayer, ...]
+    final_norm: torch.Tensor
+    """[hidden]"""
+    key_caches: tuple[torch.Tensor, ...]
+    """Of each layer, [block, kv_head, block_size, head_dim]."""
+    value_caches: tuple[torch.Tensor, ...]
+    """Of each layer, like the keys'."""
+    cos_sin: torch.Tensor
+    """[position, rotary_dim] float32: cosines, then sines, rotary_dim / 2 of each."""
+    head_count: int
+    head_dim: int
+    norm_epsilon: float
+    scale: float
+    """Factor of the scores before the softmax."""
+
+    @property
+    def kv_head_count(self) -> int:
+        """Heads of the keys, and of the values."""
+        return self.key_caches[0].shape[1]
+
+
+class Decoder(Protocol):
+    """The layers of a pre-norm decoder with rotary attention and a gated MLP, from the embedding to the last norm."""
+
+    def __call__(
+        self,
+        residual: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        slot_ids: torch.Tensor,
+        attention: AttentionBatch,
+        output_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """Fills the KV cache and returns the hidden states of some tokens.
+
+        Args:
+            residual: [token, hidden], the embedded tokens; may be overwritten.
+            positions: [token] int64.
+            slot_ids: [token] int64, all different.
+            attention: What `prepare_attention` of the same version of the operators returned for the step.
+            output_indices: [output] int64, tokens in any order.
+
+        Returns:
+            [output, hidden], normalised.
+        """
+        ...
+
+
+class ComposedDecoder:
+    """Runs a version's operators one by one."""
+
+    def __init__(self, parts: DecoderParts, kernels: "Kernels") -> None:
+        self._parts = parts
+        self._kernels = kernels
+
+    def __call__(
+        self,
+        residual: torch.Tensor,
+        *,
+        positions: torch.Tensor,
+        slot_ids: torch.Tensor,
+        attention: AttentionBatch,
+        output_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns [output, hidden]."""
+        parts, kernels, epsilon = self._parts, self._kernels, self._parts.norm_epsilon
+        layers = parts.layers
+        normed = kernels.rms_norm(residual, layers[0].input_norm, epsilon)
+        next_norms = (*(layer.input_norm for layer in layers[1:]), parts.final_norm)
+        for layer, next_norm, key_cache, value_cache in zip(
+            layers, next_norms, parts.key_caches, parts.value_caches, strict=True
+        ):
+            heads = layer.query_key_value(normed).view(normed.shape[0], -1, parts.head_dim)
+            query, key, value = torch.split(heads, [parts.head_count, parts.kv_head_count, parts.kv_head_count], dim=1)
+            rotated = kernels.rotary_and_write_kv(
+                query,
+                key,
+                value,
+                positions=positions,
+                cos_sin=parts.cos_sin,
+                key_cache=key_cache,
+                value_cache=value_cache,
+                slot_ids=slot_ids,
+            )
+            attended = kernels.paged_attention(rotated, key_cache, value_cache, attention, scale=parts.scale).flatten(1)
+            if layer is layers[-1]:
+                # Nothing reads the other tokens any more.
+                attended, residual = attended[output_indices], residual[output_indices]
+            x = layer.attention_output(attended)
+            normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
+            x = layer.down(layer.gated(normed))
+            normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
+        return normed

@@ -1,0 +1,34 @@
+"""What a model takes for a step, and what it returns."""
+
+from dataclasses import dataclass
+
+import torch
+
+from headrace.kernels.attention_batch import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """The tokens of one step, in one flat batch without padding, on the model's device."""
+
+    token_ids: torch.Tensor
+    """[token] int64"""
+    positions: torch.Tensor
+    """[token] int64, index in the token's sequence."""
+    slot_ids: torch.Tensor
+    """[token] int64, place in the KV cache."""
+    output_indices: torch.Tensor
+    """[output] int64: the tokens of which something is wanted. First those of `sampling_count` rows, in row order,
+    whose logits are; then those whose hidden states are."""
+    sampling_count: int
+    attention: AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardResult:
+    """What a step computed."""
+
+    logits: torch.Tensor
+    """[sampling, vocabulary], in the model's dtype."""
+    hidden: torch.Tensor
+    """[output - sampling, hidden] after the last norm, in the model's dtype."""

@@ -1,0 +1,232 @@
+"""The decoder as one operator: the same, to the last bit, as the operators one by one."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.kernels.build import default_cache_folder
+from headrace.kernels.cpu import CpuKernels, load_cpu_kernels
+from headrace.kernels.cpu_decoder import CpuDecoder
+from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts
+from headrace.kernels.quantization import WeightFormat
+
+BLOCK_SIZE = 16
+POSITION_COUNT = 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """What a decoder is made of."""
+
+    hidden: int = 64
+    inner: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    rotary_dim: int = 16
+    layers: int = 3
+    has_bias: bool = False
+    block_count: int = 200
+
+
+def make_parts(kernels: CpuKernels, widths: Widths, dtype: torch.dtype) -> DecoderParts:
+    """Makes a decoder of random weights over a random cache."""
+    generator = torch.Generator().manual_seed(widths.hidden + widths.heads)
+
+    def random(*size: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(size, generator=generator) * scale).to(dtype)
+
+    def bias(size: int) -> torch.Tensor | None:
+        return random(size) if widths.has_bias else None
+
+    query, kv = widths.heads * widths.head_dim, widths.kv_heads * widths.head_dim
+
+    def layer() -> DecoderLayer:
+        return DecoderLayer(
+            input_norm=random(widths.hidden),
+            query_key_value=kernels.pack_linear(random(query + 2 * kv, widths.hidden, scale=0.1), bias(query + 2 * kv)),
+            attention_output=kernels.pack_linear(random(widths.hidden, query, scale=0.1)),
+            mlp_norm=random(widths.hidden),
+            gated=kernels.pack_gated_linear(random(2 * widths.inner, widths.hidden, scale=0.1)),
+            down=kernels.pack_linear(random(widths.hidden, widths.inner, scale=0.1), bias(widths.hidden)),
+        )
+
+    cache_size = (widths.block_count, widths.kv_heads, BLOCK_SIZE, widths.head_dim)
+    return DecoderParts(
+        layers=tuple(layer() for _ in range(widths.layers)),
+        final_norm=random(widths.hidden),
+        key_caches=tuple(random(*cache_size) for _ in range(widths.layers)),
+        value_caches=tuple(random(*cache_size) for _ in range(widths.layers)),
+        cos_sin=torch.randn(POSITION_COUNT, widths.rotary_dim, generator=generator),
+        head_count=widths.heads,
+        head_dim=widths.head_dim,
+        norm_epsilon=1e-5,
+        scale=widths.head_dim**-0.5,
+    )
+
+
+def copy_caches(parts: DecoderParts) -> DecoderParts:
+    """Returns the same decoder over a copy of its cache."""
+    return replace(
+        parts,
+        key_caches=tuple(cache.clone() for cache in parts.key_caches),
+        value_caches=tuple(cache.clone() for cache in parts.value_caches),
+    )
+
+
+def run(
+    decoder: Decoder, kernels: CpuKernels, widths: Widths, rows: list[tuple[int, int]], dtype: torch.dtype
+) -> torch.Tensor:
+    """Runs rows of (tokens of this step, tokens before), each over blocks of its own."""
+    generator = torch.Generator().manual_seed(len(rows))
+    contexts = [query_count + before for query_count, before in rows]
+    width = -(-max(contexts) // BLOCK_SIZE)
+    tables = torch.randperm(widths.block_count, generator=generator)[: len(rows) * width].view(len(rows), width)
+    starts = torch.tensor([0, *(query_count for query_count, _ in rows)]).cumsum(0)
+    positions = torch.cat([torch.arange(before, before + query_count) for query_count, before in rows])
+    row_of_token = torch.repeat_interleave(torch.arange(len(rows)), starts.diff())
+    slots = tables[row_of_token, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    outputs = torch.cat([starts[1:] - 1, torch.tensor([0])])
+    return decoder(
+        torch.randn(int(starts[-1]), widths.hidden, generator=generator).to(dtype),
+        positions=positions,
+        slot_ids=slots,
+        attention=kernels.prepare_attention(tables.int(), starts.int(), torch.tensor(contexts).int(), block_size=16),
+        output_indices=outputs,
+    )
+
+
+def check_equal(kernels: CpuKernels, widths: Widths, rows: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    """Runs both ways, and compares what they return and what they leave in the cache."""
+    fused_parts = make_parts(kernels, widths, dtype)
+    composed_parts = copy_caches(fused_parts)
+    fused = kernels.build_decoder(fused_parts)
+    assert isinstance(fused, CpuDecoder)
+    expected = run(ComposedDecoder(composed_parts, kernels), kernels, widths, rows, dtype)
+    assert expected.isfinite().all()
+    assert torch.equal(run(fused, kernels, widths, rows, dtype), expected)
+    for mine, theirs in zip(
+        (*fused_parts.key_caches, *fused_parts.value_caches),
+        (*composed_parts.key_caches, *composed_parts.value_caches),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+
+
+MIXES = {
+    "one": [(1, 0)],
+    "decode": [(1, 3), (1, 0), (1, 77), (1, 31)],
+    "prefill": [(50, 0), (3, 0)],
+    "mixed": [(1, 10), (40, 16), (1, 200), (7, 5)],
+    "split by keys": [(1, 700), (2, 513)],
+    "many": [(1, place) for place in range(40)],
+    "long": [(600, 100)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES.keys())
+def test_equals_the_operators_one_by_one(
+    cpu_kernels: CpuKernels, rows: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
+    check_equal(cpu_kernels, Widths(), rows, dtype)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        Widths(has_bias=True),
+        Widths(hidden=32, inner=32, heads=1, kv_heads=1, head_dim=32, rotary_dim=32, layers=1),
+        Widths(hidden=96, inner=160, heads=6, kv_heads=2, head_dim=48, rotary_dim=24, layers=2),
+        Widths(heads=8, kv_heads=1, head_dim=20, rotary_dim=20),
+    ],
+    ids=["biases", "smallest", "part of a head is rotated", "heads of odd width"],
+)
+def test_takes_every_shape_of_decoder(cpu_kernels: CpuKernels, widths: Widths) -> None:
+    check_equal(cpu_kernels, widths, MIXES["mixed"], torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_takes_weights_in_eight_bits(dtype: torch.dtype) -> None:
+    kernels = load_cpu_kernels(default_cache_folder(), print, weight_format=WeightFormat.INT8)
+    check_equal(kernels, Widths(has_bias=True), MIXES["mixed"], dtype)
+
+
+@settings(deadline=None, max_examples=25)
+@given(rows=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), min_size=1, max_size=8))
+def test_equals_them_for_any_rows(rows: list[tuple[int, int]]) -> None:
+    check_equal(load_cpu_kernels(default_cache_folder(), print), Widths(layers=2), rows, torch.bfloat16)
+
+
+def test_gives_the_same_however_threads_share_the_work(cpu_kernels: CpuKernels) -> None:
+    parts = make_parts(cpu_kernels, Widths(), torch.bfloat16)
+    before = torch.get_num_threads()
+    outcomes: list[torch.Tensor] = []
+    try:
+        for thread_count in (1, 2, 5):
+            torch.set_num_threads(thread_count)
+            decoder = cpu_kernels.build_decoder(copy_caches(parts))
+            outcomes += [run(decoder, cpu_kernels, Widths(), MIXES["mixed"], torch.bfloat16) for _ in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(outcome, outcomes[0]) for outcome in outcomes)
+
+
+def test_runs_where_nothing_is_wanted_of_the_tokens(cpu_kernels: CpuKernels) -> None:
+    widths = Widths()
+    parts = make_parts(cpu_kernels, widths, torch.float32)
+    alone = copy_caches(parts)
+    batch = cpu_kernels.prepare_attention(
+        torch.tensor([[3]]).int(), torch.tensor([0, 4]).int(), torch.tensor([4]).int(), block_size=BLOCK_SIZE
+    )
+    tokens, places = torch.randn(4, widths.hidden), torch.arange(4)
+    for some_parts, outputs in ((parts, places[:0]), (alone, places)):
+        normed = cpu_kernels.build_decoder(some_parts)(
+            tokens.clone(),
+            positions=places,
+            slot_ids=places + 3 * BLOCK_SIZE,
+            attention=batch,
+            output_indices=outputs,
+        )
+        assert normed.shape == (len(outputs), widths.hidden)
+    assert torch.equal(parts.key_caches[-1], alone.key_caches[-1])
+
+
+def test_widths_that_fill_no_panels_are_left_to_the_operators(cpu_kernels: CpuKernels) -> None:
+    widths = Widths(hidden=40)
+    decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
+    assert isinstance(decoder, ComposedDecoder)
+    assert run(decoder, cpu_kernels, widths, MIXES["mixed"], torch.float32).isfinite().all()
+
+
+def test_tokens_that_are_not_there_are_refused(cpu_kernels: CpuKernels) -> None:
+    widths = Widths()
+    decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
+    batch = cpu_kernels.prepare_attention(
+        torch.tensor([[3]]).int(), torch.tensor([0, 1]).int(), torch.tensor([1]).int(), block_size=BLOCK_SIZE
+    )
+    place = torch.tensor([0])
+    with pytest.raises(RuntimeError, match="output_tokens"):
+        decoder(
+            torch.randn(1, widths.hidden), positions=place, slot_ids=place, attention=batch, output_indices=place + 1
+        )
+
+
+def test_torch_can_trace_it(cpu_kernels: CpuKernels) -> None:
+    widths = Widths(layers=1)
+    decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
+    assert isinstance(decoder, CpuDecoder)
+    place, one = torch.tensor([0]), torch.tensor([1]).int()
+    arguments = decoder.arguments(
+        torch.randn(1, widths.hidden),
+        positions=place,
+        slot_ids=place,
+        attention=cpu_kernels.prepare_attention(
+            torch.tensor([[0]]).int(), torch.tensor([0, 1]).int(), one, block_size=BLOCK_SIZE
+        ),
+        output_indices=place,
+    )
+    torch.library.opcheck(decoder.operator, arguments)
