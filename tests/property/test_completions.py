@@ -23,6 +23,7 @@ from headrace.router.reporting import report_nothing
 from headrace.router.scheduler import Scheduler
 from headrace.router.sequence import Sequence
 from headrace.router.step_loop import StepLoop
+from headrace.router.step_profile import StepProfiler
 from headrace.router.tokenizer import Tokenizer
 from headrace.shard.engines.fake import FakeEngine, FakeOptions
 from headrace.shard.engines.fake_oracle import FakeModel, drawn_share, expected_completion
@@ -181,7 +182,8 @@ async def run_to_end(batch: list[Job], limits: SchedulerLimits, first_life: int)
         scheduler = Scheduler(limits)
         engine = MortalEngine(limits, last_step, cancellations, scheduler)
         loop = StepLoop(
-            scheduler=scheduler, engine=engine, clock=MonotonicClock(), step_timeout_s=60.0, report=report_nothing
+            scheduler=scheduler, engine=engine, clock=MonotonicClock(), step_timeout_s=60.0, report=report_nothing,
+            profiler=StepProfiler(),
         )
         cancellations.loop = loop
         for active in waiting:

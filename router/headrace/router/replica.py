@@ -13,7 +13,7 @@ from headrace.router.running_request import RunningRequest
 from headrace.router.scheduler import Scheduler, SchedulerLimits
 from headrace.router.stats import SchedulerStats
 from headrace.router.step_loop import StepLoop
-from headrace.router.step_profile import StepProfile
+from headrace.router.step_profile import StepProfile, StepProfiler
 
 RETRY_AFTER_START_FAILURE_S = 5.0
 """A shard that says it cannot start is asked again after this: an operator may have replaced it."""
@@ -87,6 +87,8 @@ class Replica:
         self.description: EngineDescription | None = None
         """What the engine is; None until it was reached once."""
         self.restart_count = 0
+        self.profiler = StepProfiler()
+        """For reading. Goes on over restarts."""
         self._connector = connector
         self._accept = accept
         self._options = options
@@ -96,7 +98,6 @@ class Replica:
         self._detail = "connecting"
         self._loop: StepLoop | None = None
         self._past_stats = SchedulerStats()
-        self._past_profile = StepProfile()
         self._left_behind: list[RunningRequest] = []
 
     @property
@@ -125,10 +126,9 @@ class Replica:
 
     def status(self) -> ReplicaStatus:
         """Returns a snapshot."""
-        stats, profile = self._past_stats, self._past_profile
+        stats = self._past_stats
         if self._loop is not None:
             stats = self._loop.scheduler.stats().after(stats)
-            profile = self._loop.profiler.snapshot().after(profile)
         return ReplicaStatus(
             id=self.id,
             addresses=self.addresses,
@@ -138,7 +138,7 @@ class Replica:
             is_connected=self._loop is not None,
             restart_count=self.restart_count,
             stats=stats,
-            profile=profile,
+            profile=self.profiler.snapshot(),
         )
 
     def submit(self, active: RunningRequest) -> None:
@@ -185,6 +185,7 @@ class Replica:
                 clock=self._clock,
                 step_timeout_s=self._options.step_timeout_s,
                 report=self._report,
+                profiler=self.profiler,
             )
             self._loop = loop
             self._detail = "serving"
@@ -195,7 +196,6 @@ class Replica:
             finally:
                 self._loop = None
                 self._past_stats = loop.scheduler.stats().after(self._past_stats).without_gauges()
-                self._past_profile = loop.profiler.snapshot().after(self._past_profile)
                 self._left_behind = loop.abandon()
                 await engine.aclose()
             self.restart_count += 1

@@ -55,6 +55,8 @@ class ReplicaSet:
         self._orphans: dict[RunningRequest, float] = {}
         """Requests whose replica was lost while none other served, and when that was, in seconds."""
         self._homes: dict[RunningRequest, Replica] = {}
+        self.replay_count = 0
+        """How often a request went on elsewhere, or again, after its replica was lost."""
         self._added_count = 0
         self._probe_count = 0
         self._description: EngineDescription | None = None
@@ -239,6 +241,7 @@ class ReplicaSet:
             replica_id=replica.id,
             generated_token_count=active.generated_token_count,
         )
+        self.replay_count += 1
         self._homes[active] = replica
         try:
             replica.submit(active)

@@ -56,6 +56,10 @@ class PlannedStep:
     plan: StepPlan
     started: tuple[Sequence, ...]
     """Sequences that are admitted for the first time."""
+    row_count: int
+    """Rows that compute."""
+    token_count: int
+    """Tokens that they compute."""
 
 
 class Scheduler:
@@ -341,10 +345,13 @@ class Scheduler:
         self._released_ids.clear()
         self._unanswered.append(draft.unanswered_step(self._step_id, rows))
         self._counters.step_count += 1
-        self._counters.row_count += len(rows) - draft.held_count
-        self._counters.computed_token_count += self._limits.step_token_limit - draft.token_budget
+        row_count = len(rows) - draft.held_count
+        token_count = self._limits.step_token_limit - draft.token_budget
+        self._counters.row_count += row_count
+        self._counters.computed_token_count += token_count
         joined = (row.sequence for row in draft.admitted_rows)
-        return PlannedStep(plan=plan, started=tuple(sequence for sequence in joined if sequence.admission_count == 1))
+        started = tuple(sequence for sequence in joined if sequence.admission_count == 1)
+        return PlannedStep(plan=plan, started=started, row_count=row_count, token_count=token_count)
 
     def _leave(self, row: Row) -> None:
         """Takes a row out of the batch, its blocks free at once; the next plan tells the shard."""

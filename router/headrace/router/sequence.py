@@ -45,6 +45,7 @@ class Sequence:
         "admission_count",
         "arrival_s",
         "cached_token_count",
+        "last_token_s",
         "loss_count",
         "preemption_count",
         "request",
@@ -62,6 +63,8 @@ class Sequence:
         """The prompt, then every generated token that came back. Grows only."""
         self.cached_token_count = 0
         """Prompt tokens that the prefix cache held when the sequence was first admitted."""
+        self.last_token_s: float | None = None
+        """When its last token was delivered; for whoever measures, the scheduler has no clock."""
         self.admission_count = 0
         self.preemption_count = 0
         self.loss_count = 0

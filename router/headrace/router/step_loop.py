@@ -42,16 +42,22 @@ class StepLoop:
     """Runs the requests of one replica for as long as its engine lives."""
 
     def __init__(
-        self, *, scheduler: Scheduler, engine: StepEngine, clock: Clock, step_timeout_s: float, report: Report
+        self,
+        *,
+        scheduler: Scheduler,
+        engine: StepEngine,
+        clock: Clock,
+        step_timeout_s: float,
+        report: Report,
+        profiler: StepProfiler,
     ) -> None:
         self.scheduler = scheduler
         """For reading; only the loop's own task changes it."""
-        self.profiler = StepProfiler()
-        """For reading, too."""
         self._engine = engine
         self._clock = clock
         self._step_timeout_s = step_timeout_s
         self._report = report
+        self._profiler = profiler
         self._requests: dict[int, RunningRequest] = {}
         """By the ids of all their sequences that the scheduler has."""
         self._followers: dict[int, tuple[Sequence, ...]] = {}
@@ -132,7 +138,7 @@ class StepLoop:
                 break
             result = step.result.result()
             updates.extend(self.scheduler.apply(result))
-            self.profiler.add(result.timings, sent_s=step.sent_s, answered_s=self._clock.now())
+            self._profiler.add(result.timings, sent_s=step.sent_s, answered_s=self._clock.now())
         if self._followers:
             self._submit_followers(updates)
         return updates
@@ -193,15 +199,25 @@ class StepLoop:
             future.add_done_callback(lambda _: self._bell.set())
             now_s = self._clock.now()
             self._in_flight.append(SentStep(future, now_s))
+            self._profiler.row_count.observe(planned.row_count)
+            self._profiler.token_count.observe(planned.token_count)
             for sequence in planned.started:
                 self._requests[sequence.sequence_id].start(now_s)
 
     def _deliver(self, updates: list[SequenceUpdate]) -> None:
         now_s = self._clock.now()
+        # Rows that decode together have waited for the same time: one value for all of them.
+        gaps: dict[tuple[float, int], int] = {}
         for update in updates:
-            active = self._requests.get(update.sequence.sequence_id)
+            sequence = update.sequence
+            active = self._requests.get(sequence.sequence_id)
             if active is None:  # cancelled between the result and now
                 continue
+            if update.token_ids:
+                if sequence.last_token_s is not None:
+                    gap = (sequence.last_token_s, len(update.token_ids))
+                    gaps[gap] = gaps.get(gap, 0) + 1
+                sequence.last_token_s = now_s
             if update.error is not None:
                 self._report(
                     "row_failed", request_id=active.request.request_id, reason=update.error.reason,
@@ -209,7 +225,9 @@ class StepLoop:
                 )  # fmt: skip
             if active.advance(update, now_s):
                 # A stop sequence ends what the shard would go on with, and an error what is left of the request.
-                self._drop(active.sequences if active.has_ended else (update.sequence,))
+                self._drop(active.sequences if active.has_ended else (sequence,))
+        for (last_s, token_count), row_count in gaps.items():
+            self._profiler.token_gap_s.observe((now_s - last_s) / token_count, token_count * row_count)
 
     async def _wait_for_bell(self) -> None:
         if not self._in_flight:

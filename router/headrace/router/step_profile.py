@@ -1,9 +1,23 @@
-"""Where the time of a replica's steps goes, as running sums."""
+"""How large a replica's steps are, where their time goes, and how far apart the tokens come."""
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
+from typing import Final
 
+from headrace.contract.histogram import Histogram
 from headrace.contract.step import StepTimings
+
+STEP_BOUNDS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Buckets for a part of a step."""
+GAP_BOUNDS_S: Final = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Buckets for the time between two tokens: dense where readers feel a difference."""
+ROW_BOUNDS: Final = tuple(2.0**power for power in range(11))
+"""Buckets for the rows of a step: 1, 2, 4, ... 1024."""
+TOKEN_BOUNDS: Final = tuple(2.0**power for power in range(15))
+"""Buckets for the tokens of a step: 1, 2, 4, ... 16384."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,46 +44,45 @@ class StepProfile:
     in_flight_s: float = 0.0
     """During which one or more steps were unanswered."""
 
-    def after(self, past: Self) -> Self:
-        """Returns these sums added to those of a predecessor."""
-        return type(self)(
-            **{field.name: getattr(self, field.name) + getattr(past, field.name) for field in fields(self)}
-        )
 
-
-@dataclass(slots=True, kw_only=True)
 class StepProfiler:
-    """Adds the steps of one replica up while they run. It is told the time."""
+    """Counts the steps of one replica while they run, from its first engine to its last. It is told the time."""
 
-    _step_count: int = 0
-    _queued_s: float = 0.0
-    _prepare_s: float = 0.0
-    _forward_s: float = 0.0
-    _sample_s: float = 0.0
-    _round_trip_s: float = 0.0
-    _in_flight_s: float = 0.0
-    _counted_until_s: float = 0.0
-    """The part of the time in flight before this moment is in the sum."""
+    def __init__(self) -> None:
+        self.queued_s: Final = Histogram(STEP_BOUNDS_S)
+        self.prepare_s: Final = Histogram(STEP_BOUNDS_S)
+        self.forward_s: Final = Histogram(STEP_BOUNDS_S)
+        self.sample_s: Final = Histogram(STEP_BOUNDS_S)
+        self.round_trip_s: Final = Histogram(STEP_BOUNDS_S)
+        """All these as in `StepProfile`, a value for each answered step."""
+        self.row_count: Final = Histogram(ROW_BOUNDS)
+        """Rows that compute, of each planned step."""
+        self.token_count: Final = Histogram(TOKEN_BOUNDS)
+        """Tokens to compute, of each planned step."""
+        self.token_gap_s: Final = Histogram(GAP_BOUNDS_S)
+        """Time from one token of a completion to the next, as the router got them."""
+        self._in_flight_s = 0.0
+        self._counted_until_s = 0.0
+        """The part of the time in flight before this moment is in the sum."""
 
     def add(self, timings: StepTimings, *, sent_s: float, answered_s: float) -> None:
         """Takes in the oldest unanswered step, now that it is answered."""
-        self._step_count += 1
-        self._queued_s += timings.queued_s
-        self._prepare_s += timings.prepare_s
-        self._forward_s += timings.forward_s
-        self._sample_s += timings.sample_s
-        self._round_trip_s += answered_s - sent_s
+        self.queued_s.observe(timings.queued_s)
+        self.prepare_s.observe(timings.prepare_s)
+        self.forward_s.observe(timings.forward_s)
+        self.sample_s.observe(timings.sample_s)
+        self.round_trip_s.observe(answered_s - sent_s)
         self._in_flight_s += answered_s - max(sent_s, self._counted_until_s)
         self._counted_until_s = answered_s
 
     def snapshot(self) -> StepProfile:
         """Returns the sums as they are."""
         return StepProfile(
-            step_count=self._step_count,
-            queued_s=self._queued_s,
-            prepare_s=self._prepare_s,
-            forward_s=self._forward_s,
-            sample_s=self._sample_s,
-            round_trip_s=self._round_trip_s,
+            step_count=self.round_trip_s.count,
+            queued_s=self.queued_s.sum,
+            prepare_s=self.prepare_s.sum,
+            forward_s=self.forward_s.sum,
+            sample_s=self.sample_s.sum,
+            round_trip_s=self.round_trip_s.sum,
             in_flight_s=self._in_flight_s,
         )

@@ -1,5 +1,3 @@
-from dataclasses import fields
-
 from headrace.contract.step import StepTimings
 from headrace.router.step_profile import StepProfile, StepProfiler
 
@@ -27,9 +25,3 @@ def test_a_snapshot_does_not_count_on() -> None:
     snapshot = profiler.snapshot()
     profiler.add(StepTimings(), sent_s=1.0, answered_s=2.0)
     assert snapshot == StepProfile()
-
-
-def test_a_successor_goes_on_counting() -> None:
-    numbers = {field.name: number for number, field in enumerate(fields(StepProfile), start=1)}
-    total = StepProfile(**numbers).after(StepProfile(**numbers))
-    assert total == StepProfile(**{name: 2 * number for name, number in numbers.items()})

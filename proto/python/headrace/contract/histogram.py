@@ -1,0 +1,45 @@
+"""A distribution that one part of a process counts and another one exports."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from math import inf
+
+
+class Histogram:
+    """Counts values in buckets, at about 0.1 µs a value: its writer and its readers are on one thread, without a lock."""
+
+    __slots__ = ("_counts", "bounds", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """Starts empty, with a bucket for each upper bound, which belongs to it, and one for what is above the last.
+
+        The bounds ascend.
+        """
+        self.bounds = bounds
+        self.sum = 0.0
+        """Of all values."""
+        self._counts = [0] * (len(bounds) + 1)
+
+    @property
+    def count(self) -> int:
+        """Values counted."""
+        return sum(self._counts)
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Counts a value, as often as it came."""
+        self._counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """Yields each upper bound, infinity last, and how many values do not exceed it."""
+        total = 0
+        for bound, count in zip((*self.bounds, inf), self._counts, strict=True):
+            total += count
+            yield bound, total
+
+    def copy(self) -> "Histogram":
+        """Returns the distribution as it is, for another thread."""
+        copied = Histogram(self.bounds)
+        copied.sum = self.sum
+        copied._counts[:] = self._counts
+        return copied

@@ -1,0 +1,90 @@
+"""The Prometheus endpoint of a process: plain HTTP, on a thread of its own."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import Metric as Family
+
+from headrace.contract.errors import StartupError
+from headrace.services.address import TcpAddress
+from headrace.services.log import Event, logger
+from headrace.services.telemetry.metric import Metric, Reading, empty_family, families_of
+
+READ_TIMEOUT_S = 5.0
+"""A scrape fails when the event loop does not answer for so long: an operator had better see that."""
+
+Source = Callable[[], Iterable[Reading]]
+"""Tells the values of some metrics; called on the event loop."""
+
+
+class LoopCollector:
+    """Reads the counters of an event loop when, and only when, Prometheus asks.
+
+    The counters are plain numbers that one event loop writes without a lock, so
+    they are read there, in one go; the text is made of copies on the thread of
+    the scrape.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], sources: Sequence[Source]) -> None:
+        """Takes the metrics that the sources may tell of. Create it on the event loop."""
+        self._metrics = tuple(metrics)
+        self._sources = tuple(sources)
+        self._loop = asyncio.get_running_loop()
+
+    def describe(self) -> list[Family]:
+        """Returns every metric without values, so that the registry finds names that are taken twice."""
+        return [empty_family(metric) for metric in self._metrics]
+
+    def collect(self) -> Iterator[Family]:
+        """Yields the values as they are now.
+
+        Raises:
+            TimeoutError: the event loop is busy with something else.
+        """
+        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        try:
+            yield from families_of(reading.result(READ_TIMEOUT_S))
+        except FutureTimeoutError as error:
+            reading.cancel()
+            raise TimeoutError(f"the event loop did not answer for {READ_TIMEOUT_S:g} s") from error
+
+    async def _read(self) -> list[Reading]:
+        return [reading for source in self._sources for reading in source()]
+
+
+class MetricsEndpoint:
+    """Answers scrapes until closed."""
+
+    def __init__(self, server: WSGIServer, thread: Thread, address: str) -> None:
+        self._server = server
+        self._thread = thread
+        self.address = address
+        """Where it listens, with the port that was chosen."""
+
+    @classmethod
+    def start(cls, address: TcpAddress, metrics: Sequence[Metric], sources: Sequence[Source]) -> "MetricsEndpoint":
+        """Listens and returns. Call on the event loop that the sources belong to.
+
+        Raises:
+            StartupError: the address cannot be listened on.
+        """
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(LoopCollector(metrics, sources))
+        ProcessCollector(registry=registry)
+        try:
+            server, thread = start_http_server(address.port, addr=address.host, registry=registry)
+        except OSError as error:
+            raise StartupError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
+        bound = str(TcpAddress(address.host, server.server_port))
+        logger().info(Event.METRICS_SERVED, address=bound)
+        return cls(server, thread, bound)
+
+    def close(self) -> None:
+        """Stops listening; a scrape that runs is not waited for."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
