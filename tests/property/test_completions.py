@@ -182,7 +182,11 @@ async def run_to_end(batch: list[Job], limits: SchedulerLimits, first_life: int)
         scheduler = Scheduler(limits)
         engine = MortalEngine(limits, last_step, cancellations, scheduler)
         loop = StepLoop(
-            scheduler=scheduler, engine=engine, clock=MonotonicClock(), step_timeout_s=60.0, report=report_nothing,
+            scheduler=scheduler,
+            engine=engine,
+            clock=MonotonicClock(),
+            step_timeout_s=60.0,
+            report=report_nothing,
             profiler=StepProfiler(),
         )
         cancellations.loop = loop

@@ -141,6 +141,18 @@ class ActiveRequest:
         """Ends the request with an error."""
         self.stream.fail(error)
 
+    def summary(self) -> GenerationFinished:
+        """Returns what there is to say of the request so far, with the ends of the completions that have one."""
+        return GenerationFinished(
+            ends=self._ends(),
+            usage=Usage(
+                prompt_token_count=self.request.prompt_token_count,
+                cached_token_count=self._first.sequence.cached_token_count,
+                generated_token_count=self.generated_token_count,
+            ),
+            timings=self._timings(),
+        )
+
     @property
     def _first(self) -> ActiveCompletion:
         return next(iter(self._completions.values()))
@@ -177,17 +189,8 @@ class ActiveRequest:
 
     def _close(self) -> None:
         """Tells the reader of the end, when every completion has one."""
-        self.stream.finish(
-            GenerationFinished(
-                ends=self._best_ends() if self.request.is_ranked else self._ends(),
-                usage=Usage(
-                    prompt_token_count=self.request.prompt_token_count,
-                    cached_token_count=self._first.sequence.cached_token_count,
-                    generated_token_count=self.generated_token_count,
-                ),
-                timings=self._timings(),
-            )
-        )
+        summary = self.summary()
+        self.stream.finish(replace(summary, ends=self._best_ends()) if self.request.is_ranked else summary)
 
     def _ends(self) -> tuple[CompletionEnd, ...]:
         return tuple(completion.end for completion in self._completions.values() if completion.end is not None)

@@ -16,6 +16,8 @@ from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingPar
 from headrace.router.active_embedding import ActiveEmbedding
 from headrace.router.field_checks import find_embedding_violations, out_of_range
 from headrace.router.pipeline import Capabilities, Pipeline
+from headrace.router.request_meter import MeteredRequest, RequestKind
+from headrace.router.tenant import tenant_of
 
 _VIOLATION_LIMIT = 16
 """More would not fit into the headers of a status."""
@@ -35,6 +37,10 @@ class EmbeddingPipeline:
             RequestError: the request cannot run as asked, was aborted or ran out of its time.
             ServerError: it could, but not here or not now.
         """
+        with self._desk.meter.open(RequestKind.EMBED, tenant_of(request), request.deadline_s) as metered:
+            return await self._embed(request, metered)
+
+    async def _embed(self, request: EmbeddingRequest, metered: MeteredRequest) -> Embeddings:
         self._desk.check_open()
         self._pipeline.check_model(request.model)
         capabilities = self._pipeline.capabilities()
@@ -42,12 +48,14 @@ class EmbeddingPipeline:
         with self._desk.open(request.request_id) as visit:
             visit.enter(len(request.inputs))
             prompts = [await self._prompt(request, index, capabilities) for index in range(len(request.inputs))]
-            visit.charge(sum(map(len, prompts)))
+            metered.prompt_token_count = sum(map(len, prompts))
+            visit.charge(metered.prompt_token_count)
             arrival_s = self._desk.clock.now()
             running: list[ActiveEmbedding] = []
             for prompt in prompts:
                 valid = self._valid(request, visit.request_id, prompt, pooling)
-                running.append(ActiveEmbedding(valid, self._desk.new_sequence(valid, arrival_s), visit.permit))
+                sequence = self._desk.new_sequence(valid, arrival_s, metered.received_s)
+                running.append(ActiveEmbedding(valid, sequence, visit.permit))
             for active in running:
                 visit.submit(active)
             vectors = await asyncio.gather(*(active.answer for active in running))

@@ -11,6 +11,7 @@ from headrace.contract.errors import DeadlineExceeded, Draining, DuplicateReques
 from headrace.contract.generation import FinishReason, ValidRequest
 from headrace.router.admission import Admission, Permit
 from headrace.router.replicas import ReplicaSet
+from headrace.router.request_meter import RequestMeter
 from headrace.router.running_request import RunningRequest
 from headrace.router.sequence import Sequence
 
@@ -24,6 +25,8 @@ class FrontDesk:
         self.admission = admission
         self.replicas = replicas
         self.clock = clock
+        self.meter = RequestMeter(clock)
+        """For reading, but for the pipelines."""
         self._new_request_id = new_request_id
         self._sequence_ids = itertools.count(1)
         self._visits: dict[str, Visit] = {}
@@ -84,9 +87,11 @@ class FrontDesk:
         if not self._visits:
             self._idle.set()
 
-    def new_sequence(self, request: ValidRequest, arrival_s: float) -> Sequence:
+    def new_sequence(self, request: ValidRequest, arrival_s: float, received_s: float | None = None) -> Sequence:
         """Returns a sequence with an id of its own."""
-        return Sequence(sequence_id=next(self._sequence_ids), request=request, arrival_s=arrival_s)
+        return Sequence(
+            sequence_id=next(self._sequence_ids), request=request, arrival_s=arrival_s, received_s=received_s
+        )
 
 
 class Visit:

@@ -40,6 +40,8 @@ from headrace.router.constraint_compiler import ConstraintCompiler
 from headrace.router.front_desk import FrontDesk
 from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
+from headrace.router.request_meter import RequestKind
+from headrace.router.tenant import tenant_of
 from headrace.router.tokenizer import Tokenizer
 from headrace.router.validation import RequestLimits, Validator
 from headrace.router.watermarks import Watermarks
@@ -103,26 +105,32 @@ class Pipeline:
             RequestError: the request cannot run as asked, or ran out of its time.
             ServerError: it could, but not here or not now.
         """
-        self.desk.check_open()
-        self.check_model(request.model)
-        validator = self._validator()
-        validator.check(request)
-        with self.desk.open(request.request_id) as visit:
-            visit.enter(request.best_of or request.completion_count or 1)
-            token_ids = await self._token_ids(request)
-            valid = validator.resolve(
-                request,
-                token_ids,
-                request_id=visit.request_id,
-                seed=self._seed_for(request),
-                banned_text=await self._banned_text(request),
-                grammar=await self._grammar(request),
-            )
-            visit.charge(valid.prompt_token_count)
-            active = self._activate(valid, visit.permit)
-            visit.submit(active)
-            async for event in active.stream.events():
-                yield event
+        with self.desk.meter.open(RequestKind.GENERATE, tenant_of(request), request.deadline_s) as metered:
+            self.desk.check_open()
+            self.check_model(request.model)
+            validator = self._validator()
+            validator.check(request)
+            with self.desk.open(request.request_id) as visit:
+                visit.enter(request.best_of or request.completion_count or 1)
+                token_ids = await self._token_ids(request)
+                valid = validator.resolve(
+                    request,
+                    token_ids,
+                    request_id=visit.request_id,
+                    seed=self._seed_for(request),
+                    banned_text=await self._banned_text(request),
+                    grammar=await self._grammar(request),
+                )
+                metered.prompt_token_count = valid.prompt_token_count
+                metered.max_new_token_count = valid.max_new_token_count
+                visit.charge(valid.prompt_token_count)
+                active = self._activate(valid, visit.permit, metered.received_s)
+                try:
+                    visit.submit(active)
+                    async for event in active.stream.events():
+                        yield event
+                finally:
+                    metered.summary = active.summary()
 
     async def probe(self, replica_id: str, deadline_s: float) -> int:
         """Generates one token through a replica, past the queue and the prefix cache, and returns its id.
@@ -144,7 +152,7 @@ class Pipeline:
                 priority=10,
                 deadline_s=deadline_s,
             )
-            active = self._activate(valid, None)
+            active = self._activate(valid, None, None)
             visit.submit(active, replica_id=replica_id)
             token_ids: list[int] = []
             async for event in active.stream.events():
@@ -230,15 +238,20 @@ class Pipeline:
     def _seed_for(self, request: GenerationRequest) -> int:
         return self._new_seed() if request.sampling.seed is None else request.sampling.seed
 
-    def _activate(self, valid: ValidRequest, permit: Permit | None) -> ActiveRequest:
+    def _activate(self, valid: ValidRequest, permit: Permit | None, received_s: float | None) -> ActiveRequest:
         arrival_s = self.desk.clock.now()
-        sequences = [self.desk.new_sequence(valid.of_completion(index), arrival_s) for index in range(valid.best_of)]
+        sequences = [
+            self.desk.new_sequence(valid.of_completion(index), arrival_s, received_s) for index in range(valid.best_of)
+        ]
         return ActiveRequest(valid, sequences, self.model.tokenizer, permit)
 
     async def _token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
         if isinstance(request.prompt, TokenPrompt):
             return request.prompt.token_ids
-        return await self._run(self._tokenize, request)
+        begun_s = self.desk.clock.now()
+        token_ids = await self._run(self._tokenize, request)
+        self.desk.meter.tokenize_s.observe(self.desk.clock.now() - begun_s)
+        return token_ids
 
     async def _banned_text(self, request: GenerationRequest) -> BannedText | None:
         return await self._run(self._compile_banned, request) if request.sampling.banned_words else None
@@ -246,8 +259,13 @@ class Pipeline:
     async def _grammar(self, request: GenerationRequest) -> str:
         if request.constraint is None:
             return ""
-        compiler = self._constraints
-        return await asyncio.get_running_loop().run_in_executor(compiler.executor, compiler.compile, request.constraint)
+        compiler, begun_s = self._constraints, self.desk.clock.now()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                compiler.executor, compiler.compile, request.constraint
+            )
+        finally:
+            self.desk.meter.grammar_s.observe(self.desk.clock.now() - begun_s)
 
     def _compile_banned(self, request: GenerationRequest) -> BannedText:
         return self._banned_words.compile(

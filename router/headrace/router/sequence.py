@@ -48,17 +48,23 @@ class Sequence:
         "last_token_s",
         "loss_count",
         "preemption_count",
+        "received_s",
         "request",
         "sequence_id",
         "token_ids",
         "unsettled_step_id",
     )
 
-    def __init__(self, *, sequence_id: int, request: ValidRequest, arrival_s: float) -> None:
+    def __init__(
+        self, *, sequence_id: int, request: ValidRequest, arrival_s: float, received_s: float | None = None
+    ) -> None:
         self.sequence_id: Final = sequence_id
         """Unique in the process; younger sequences have higher ids."""
         self.request: Final = request
         self.arrival_s: Final = arrival_s
+        """When it could run."""
+        self.received_s: Final = received_s
+        """When its request came, before it was tokenized; None keeps it out of what is measured of waiting."""
         self.token_ids: Final = list(request.prompt_token_ids)
         """The prompt, then every generated token that came back. Grows only."""
         self.cached_token_count = 0

@@ -65,6 +65,8 @@ class StepLoop:
         self._arrivals: list[RunningRequest] = []
         self._departures: list[RunningRequest] = []
         self._in_flight: deque[SentStep] = deque()
+        self._delivered_s = -1.0
+        """When tokens were delivered last."""
         self._failure: BaseException | None = None
         self._bell = asyncio.Event()
 
@@ -202,21 +204,26 @@ class StepLoop:
             self._profiler.row_count.observe(planned.row_count)
             self._profiler.token_count.observe(planned.token_count)
             for sequence in planned.started:
+                self._profiler.add_start(sequence, now_s)
                 self._requests[sequence.sequence_id].start(now_s)
 
     def _deliver(self, updates: list[SequenceUpdate]) -> None:
-        now_s = self._clock.now()
-        # Rows that decode together have waited for the same time: one value for all of them.
-        gaps: dict[tuple[float, int], int] = {}
+        if not updates:
+            return
+        now_s, last_s = self._clock.now(), self._delivered_s
+        self._delivered_s = now_s
+        steady_count = 0
         for update in updates:
             sequence = update.sequence
             active = self._requests.get(sequence.sequence_id)
             if active is None:  # cancelled between the result and now
                 continue
             if update.token_ids:
-                if sequence.last_token_s is not None:
-                    gap = (sequence.last_token_s, len(update.token_ids))
-                    gaps[gap] = gaps.get(gap, 0) + 1
+                # Rows that decode together waited for the same time, which is counted once for all of them.
+                if sequence.last_token_s == last_s and len(update.token_ids) == 1:
+                    steady_count += 1
+                else:
+                    self._profiler.add_tokens(sequence, len(update.token_ids), now_s)
                 sequence.last_token_s = now_s
             if update.error is not None:
                 self._report(
@@ -226,8 +233,8 @@ class StepLoop:
             if active.advance(update, now_s):
                 # A stop sequence ends what the shard would go on with, and an error what is left of the request.
                 self._drop(active.sequences if active.has_ended else (sequence,))
-        for (last_s, token_count), row_count in gaps.items():
-            self._profiler.token_gap_s.observe((now_s - last_s) / token_count, token_count * row_count)
+        if steady_count:
+            self._profiler.token_gap_s.observe(now_s - last_s, steady_count)
 
     async def _wait_for_bell(self) -> None:
         if not self._in_flight:

@@ -5,11 +5,16 @@ from typing import Final
 
 from headrace.contract.histogram import Histogram
 from headrace.contract.step import StepTimings
+from headrace.router.sequence import Sequence
 
 STEP_BOUNDS_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 """Buckets for a part of a step."""
+WAIT_BOUNDS_S: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0,
+)  # fmt: skip
+"""Buckets for what a caller waits for before there is a token."""
 GAP_BOUNDS_S: Final = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
@@ -59,6 +64,10 @@ class StepProfiler:
         """Rows that compute, of each planned step."""
         self.token_count: Final = Histogram(TOKEN_BOUNDS)
         """Tokens to compute, of each planned step."""
+        self.queue_wait_s: Final = Histogram(WAIT_BOUNDS_S)
+        """Time from the moment that a sequence could run to the plan of its first step."""
+        self.first_token_s: Final = Histogram(WAIT_BOUNDS_S)
+        """Time from the arrival of a request to the first token of a completion, tokenizing and queueing included."""
         self.token_gap_s: Final = Histogram(GAP_BOUNDS_S)
         """Time from one token of a completion to the next, as the router got them."""
         self._in_flight_s = 0.0
@@ -74,6 +83,18 @@ class StepProfiler:
         self.round_trip_s.observe(answered_s - sent_s)
         self._in_flight_s += answered_s - max(sent_s, self._counted_until_s)
         self._counted_until_s = answered_s
+
+    def add_start(self, sequence: Sequence, now_s: float) -> None:
+        """Takes in the first step of a sequence, now that it is planned."""
+        if sequence.received_s is not None:
+            self.queue_wait_s.observe(now_s - sequence.arrival_s)
+
+    def add_tokens(self, sequence: Sequence, token_count: int, now_s: float) -> None:
+        """Takes in tokens of a sequence that came at once, before `last_token_s` says so: each took its share."""
+        if sequence.last_token_s is not None:
+            self.token_gap_s.observe((now_s - sequence.last_token_s) / token_count, token_count)
+        elif sequence.received_s is not None:
+            self.first_token_s.observe(now_s - sequence.received_s)
 
     def snapshot(self) -> StepProfile:
         """Returns the sums as they are."""

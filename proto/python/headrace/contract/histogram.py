@@ -1,12 +1,12 @@
 """A distribution that one part of a process counts and another one exports."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
 
 class Histogram:
-    """Counts values in buckets, at about 0.1 µs a value: its writer and its readers are on one thread, without a lock."""
+    """Counts values in buckets. Its writer and its readers are on one thread: it has no lock."""
 
     __slots__ = ("_counts", "bounds", "sum")
 
@@ -37,9 +37,16 @@ class Histogram:
             total += count
             yield bound, total
 
+    @classmethod
+    def total(cls, bounds: tuple[float, ...], parts: Iterable["Histogram"]) -> "Histogram":
+        """Returns the distribution of all values of some histograms, which have these bounds."""
+        total = cls(bounds)
+        for part in parts:
+            assert part.bounds == bounds
+            total.sum += part.sum
+            total._counts = [mine + other for mine, other in zip(total._counts, part._counts, strict=True)]
+        return total
+
     def copy(self) -> "Histogram":
         """Returns the distribution as it is, for another thread."""
-        copied = Histogram(self.bounds)
-        copied.sum = self.sum
-        copied._counts[:] = self._counts
-        return copied
+        return Histogram.total(self.bounds, (self,))
