@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and docs/logs.md from the code that they describe.
+"""Writes docs/settings.md, docs/logs.md and docs/metrics.md from the code that they describe.
 
 A test (`--check`) fails while a page is not up to date.
 """
@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from headrace.services.log import EVENT_TEXTS, KEY_TEXTS
 from headrace.services.settings import PROCESSES
 from headrace.services.settings_loader import aliases_of, flag_of, is_flag_only, variable_of
+from headrace.services.telemetry.metric import Metric
+from headrace.services.telemetry.vocabulary import VOCABULARY
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +41,53 @@ logged. Lines go to standard error, as JSON unless that is a terminal; `--log-fo
 """
 
 
+METRICS_HEAD = """# Metrics
+
+<!-- Written by `make fmt` from services/headrace/services/telemetry. -->
+
+Every process answers Prometheus on an endpoint of its own, where it is given one:
+
+```console
+$ headrace serve smollm2-135m-instruct --metrics-address 9464
+$ curl -s http://127.0.0.1:9464/metrics | grep headrace_time_to_first_token
+```
+
+A port alone is one of 127.0.0.1; `--metrics-address 0.0.0.0:9464` opens it to other machines. It is plain HTTP without
+authentication, and tells the names of models and tenants: keep it inside. Under `headrace serve` the first shard
+answers on the port after the router's, the second on the next, and so on. In one environment for several processes,
+`HEADRACE_METRICS_ADDRESS` would give all of them the same port: use flags there. Without the setting nothing listens.
+
+Labels are bounded. `model` is what requests call the model. `tenant` is whose a request is, the first hundred names
+and then `other`; callers have no names as long as nobody asks for them, and then it is empty. `replica` is an id as in
+`RouterService.ListReplicas`. A label that is empty is, to Prometheus, one that is not there.
+
+What is told of sequences and steps (`headrace_queue_wait_seconds`, `headrace_time_to_first_token_seconds`,
+`headrace_inter_token_seconds`, `headrace_step_...`) is per replica and counts while requests run; what is told of
+requests counts when they end. The numbers of a replica go on when its shard is restarted, and are gone when it is
+removed.
+
+Some questions, and what answers them:
+
+| question | query |
+|---|---|
+"""
+
+QUERIES = {
+    "How long do people wait for a first token?": "histogram_quantile(0.95, sum by (le) "
+    "(rate(headrace_time_to_first_token_seconds_bucket[5m])))",
+    "How quickly does text come?": "histogram_quantile(0.95, sum by (le) "
+    "(rate(headrace_inter_token_seconds_bucket[5m])))",
+    "How full is the KV cache?": 'sum(headrace_kv_blocks{state="used"}) / sum(headrace_kv_block_capacity)',
+    "What does the prefix cache save?": "sum(rate(headrace_prefix_hit_tokens_total[5m])) / "
+    "sum(rate(headrace_prefix_queried_tokens_total[5m]))",
+    "Who is turned away, and why?": 'sum by (outcome) (rate(headrace_requests_total{outcome!="COMPLETED"}[5m]))',
+    "How large are the batches?": "sum(rate(headrace_step_rows_sum[5m])) / sum(rate(headrace_step_rows_count[5m]))",
+    "How much of the time is a step under way?": "rate(headrace_steps_busy_seconds_total[5m])",
+}
+
+METRICS_TITLES = {"router": "The router", "shard": "A shard"}
+
+
 def settings_page() -> str:
     """Returns docs/settings.md."""
     lines = [SETTINGS_HEAD]
@@ -56,6 +105,27 @@ def logs_page() -> str:
     keys = [f"| `{key}` | {text} |" for key, text in KEY_TEXTS.items()]
     head = [LOGS_HEAD, "| event | meaning |", "|---|---|"]
     return "\n".join([*head, *events, "", "## Keys", "", "| key | meaning |", "|---|---|", *keys, ""])
+
+
+def metrics_page() -> str:
+    """Returns docs/metrics.md."""
+    lines = [METRICS_HEAD + "\n".join(f"| {question} | `{query}` |" for question, query in QUERIES.items()), ""]
+    buckets: dict[tuple[float, ...], str] = {}
+    for process, metrics in VOCABULARY.items():
+        lines += [f"## {METRICS_TITLES[process]}", "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
+        lines += [_metric_row(metric, buckets) for metric in metrics]
+        lines += [""]
+    lines += ["## Buckets", "", "Upper bounds; a value belongs to the first that it does not exceed.", ""]
+    lines += [f"- {name}: {', '.join(f'{bound:.12g}' for bound in bounds)}" for bounds, name in buckets.items()]
+    return "\n".join([*lines, ""])
+
+
+def _metric_row(metric: Metric, buckets: dict[tuple[float, ...], str]) -> str:
+    kind = metric.kind.value
+    if metric.bounds:
+        kind += f", {buckets.setdefault(metric.bounds, f'buckets {len(buckets) + 1}')}"
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"| `{metric.name}` | {kind} | {labels} | {metric.text} |"
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -78,7 +148,11 @@ def _default(field: FieldInfo) -> str:
     return f"`{'off' if field.default is False else field.default}`"
 
 
-PAGES = {ROOT / "docs" / "settings.md": settings_page, ROOT / "docs" / "logs.md": logs_page}
+PAGES = {
+    ROOT / "docs" / "settings.md": settings_page,
+    ROOT / "docs" / "logs.md": logs_page,
+    ROOT / "docs" / "metrics.md": metrics_page,
+}
 
 
 def main() -> int:

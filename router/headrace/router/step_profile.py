@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-from headrace.contract.histogram import Histogram
+from headrace.contract.histogram import STEP_BOUNDS_S, Histogram
 from headrace.contract.step import StepTimings
 from headrace.router.sequence import Sequence
 
-STEP_BOUNDS_S: Final = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-)  # fmt: skip
-"""Buckets for a part of a step."""
 WAIT_BOUNDS_S: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0,
 )  # fmt: skip

@@ -22,6 +22,7 @@ from headrace.services.channel_options import ServerLimits, server_options
 from headrace.services.in_flight import InFlightCalls
 from headrace.services.interceptors import CallInterceptor
 from headrace.services.log import Event, logger
+from headrace.services.telemetry.call_meter import CallMeter
 
 _END_GRACE_S = 1.0
 """How long calls that the server ends may take to say so."""
@@ -54,6 +55,8 @@ class GrpcServer:
     ) -> None:
         self.calls = InFlightCalls()
         """The calls being answered."""
+        self.call_meter = CallMeter()
+        """Those that were. For reading."""
         self._allows_remote_plaintext = allows_remote_plaintext
         self._credentials = credentials
         self._has_reflection = has_reflection
@@ -61,7 +64,7 @@ class GrpcServer:
         self._service_names: list[str] = []
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.calls, clock=clock)], options=server_options(limits)
+            interceptors=[CallInterceptor(self.calls, self.call_meter, clock=clock)], options=server_options(limits)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

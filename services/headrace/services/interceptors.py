@@ -19,6 +19,7 @@ from headrace.services.in_flight import Call, InFlightCalls, current_call
 from headrace.services.log import Event, bind_request, logger
 from headrace.services.request_decoding import decode_request
 from headrace.services.status import CallStatus, internal_status, status_of
+from headrace.services.telemetry.call_meter import CallMeter
 
 REQUEST_ID_KEY = "x-request-id"
 """Metadata in which a client names its request."""
@@ -49,8 +50,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     INTERNAL with a fixed text.
     """
 
-    def __init__(self, calls: InFlightCalls, *, clock: Clock | None = None) -> None:
+    def __init__(self, calls: InFlightCalls, meter: CallMeter, *, clock: Clock | None = None) -> None:
         self._calls = calls
+        self._meter = meter
         self._clock = clock or MonotonicClock()
 
     async def intercept_service(
@@ -86,16 +88,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return make(wrapped, deserialize, handler.response_serializer)
 
+    def _guard(self, method: str, context: _Context) -> "_Guard":
+        return _Guard(self._calls, self._meter, self._clock, method, context)
+
     def _wrap_unary(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def unary(request: object, context: _Context) -> object:
-            async with _Guard(self._calls, self._clock, method, context):
+            async with self._guard(method, context):
                 return await behaviour(decode(request), context)
 
         return unary
 
     def _wrap_stream(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def write_all(request: object, context: _Context) -> None:
-            async with _Guard(self._calls, self._clock, method, context) as call:
+            async with self._guard(method, context) as call:
                 responses: AsyncIterator[object] = behaviour(decode(request), context)
                 # Closed here and now when the call is cancelled, not by the garbage collector.
                 async with aclosing(responses):  # type: ignore[type-var]  # a generator has aclose
@@ -104,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         call.message_count += 1
 
         async def write_itself(request: object, context: _Context) -> None:
-            async with _Guard(self._calls, self._clock, method, context):
+            async with self._guard(method, context):
                 await behaviour(decode(request), context)
 
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
@@ -117,10 +122,11 @@ def _unchanged(request: object) -> object:
 class _Guard:
     """The frame around one handler."""
 
-    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_method", "_started_s")
+    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_meter", "_method", "_started_s")
 
-    def __init__(self, calls: InFlightCalls, clock: Clock, method: str, context: _Context) -> None:
+    def __init__(self, calls: InFlightCalls, meter: CallMeter, clock: Clock, method: str, context: _Context) -> None:
         self._calls = calls
+        self._meter = meter
         self._clock = clock
         self._method = method
         self._context = context
@@ -148,7 +154,7 @@ class _Guard:
                 await self._end_with(error)
         finally:
             # Last, so that whoever waits for idle calls finds the status sent.
-            self._log_end()
+            self._note_end()
             self._calls.leave(self._call)
 
     async def _end_with(self, error: BaseException) -> None:
@@ -191,13 +197,15 @@ class _Guard:
         self._code = status.code
         await self._context.abort(status.code, status.message, status.trailers)
 
-    def _log_end(self) -> None:
+    def _note_end(self) -> None:
+        duration_s = self._clock.now() - self._started_s
+        self._meter.note_end(self._method, self._code.name, duration_s, is_observer=self._call.is_observer)
         write = logger().debug if self._call.is_observer else logger().info
         write(
             Event.CALL_ENDED,
             method=self._method,
             code=self._code.name,
-            duration_s=round(self._clock.now() - self._started_s, 6),
+            duration_s=round(duration_s, 6),
             message_count=self._call.message_count,
         )
 

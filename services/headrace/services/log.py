@@ -38,6 +38,7 @@ class Event(StrEnum):
     ENGINE_PROGRESSED = "engine_progressed"
     ENGINE_READY = "engine_ready"
     LIBRARY_REPORTED = "library_reported"
+    METRICS_SERVED = "metrics_served"
     MODEL_DEFAULTS_DROPPED = "model_defaults_dropped"
     NEW_CALLS_REFUSED = "new_calls_refused"
     PARENT_LOST = "parent_lost"
@@ -66,6 +67,7 @@ EVENT_TEXTS: Mapping[Event, str] = {
     Event.ENGINE_PROGRESSED: "What the engine is doing while it starts.",
     Event.ENGINE_READY: "The engine takes steps.",
     Event.LIBRARY_REPORTED: "A library wrote to Python's own logging.",
+    Event.METRICS_SERVED: "Prometheus can scrape the process.",
     Event.MODEL_DEFAULTS_DROPPED: "The model asks for sampling options by default that the engine lacks.",
     Event.NEW_CALLS_REFUSED: "The drain refuses new calls from now on.",
     Event.PARENT_LOST: "The supervisor is gone, so the shard ends too.",

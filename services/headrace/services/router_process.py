@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from headrace.contract.clock import MonotonicClock
@@ -16,6 +17,7 @@ from headrace.router.pipeline import ServedModel
 from headrace.router.replica import SchedulingOptions
 from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
+from headrace.services.address import TcpAddress
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
@@ -26,6 +28,8 @@ from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_supervisor import ShardSupervisor, shard_command
 from headrace.services.shutdown import Shutdown
+from headrace.services.telemetry.endpoint import serve_metrics
+from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
 from headrace.services.watermark_keys import load_watermarks
 
 
@@ -44,8 +48,16 @@ def main_serve(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         addresses = [f"unix:{Path(folder) / f'shard-{number}.sock'}" for number in range(settings.replica_count)]
         commands = [
-            shard_command(*to_flags(settings, ShardSettings, listen=address, exit_with_parent=True))
-            for address in addresses
+            shard_command(
+                *to_flags(
+                    settings,
+                    ShardSettings,
+                    listen=address,
+                    exit_with_parent=True,
+                    metrics_address=shard_metrics_address(settings, number),
+                )
+            )
+            for number, address in enumerate(addresses)
         ]
         supervisor = ShardSupervisor(commands, clock=MonotonicClock())
         return event_loop.run(run_router(settings, [(address,) for address in addresses], supervisor=supervisor))
@@ -81,6 +93,8 @@ async def run_router(
             clock=MonotonicClock(),
             report=report,
         )
+        sources = [partial(read_router, app.pipeline, app.server)]
+        await stack.enter_async_context(serve_metrics(settings.metrics_listen_address, ROUTER_METRICS, sources))
         bound = await app.start([settings.listen_address])
         runners.append(asyncio.ensure_future(app.run(shards)))
         stack.push_async_callback(_end_task, runners[-1])
@@ -95,6 +109,15 @@ async def run_router(
                 runner.result()
         await app.drain(shutdown.hurry)
     return 0
+
+
+def shard_metrics_address(settings: ServeSettings, number: int) -> str:
+    """Returns where a supervised shard answers scrapes: its port follows the router's. Empty for nowhere."""
+    address = settings.metrics_listen_address
+    if address is None:
+        return ""
+    # A system that chooses the router's port chooses the shards', too.
+    return str(TcpAddress(address.host, address.port and address.port + 1 + number))
 
 
 def load_served_model(settings: RouterOnlySettings) -> ServedModel:

@@ -24,7 +24,19 @@ def _is_address(text: str) -> str:
     return text
 
 
+def _is_tcp_address(text: str) -> str:
+    if text and not isinstance(parse_address(text), TcpAddress):
+        raise ValueError(f"{text!r} is no host:port")
+    return text
+
+
+def _on_loopback(text: str) -> str:
+    """Returns the address of a port alone."""
+    return f"127.0.0.1:{text}" if text.isascii() and text.isdigit() else text
+
+
 AddressText = Annotated[str, AfterValidator(_is_address)]
+TcpAddressText = Annotated[str, AfterValidator(_on_loopback), AfterValidator(_is_tcp_address)]
 
 
 class _Settings(BaseModel):
@@ -42,6 +54,16 @@ class ProcessSettings(_Settings):
     """Least severe line of the log."""
     log_format: LogFormat = LogFormat.AUTO
     """How the log looks; `auto` is readable on a terminal and JSON elsewhere."""
+    metrics_address: Annotated[TcpAddressText, Field(json_schema_extra={"aliases": ["prometheus-port"]})] = ""
+    """Where Prometheus scrapes the process over plain HTTP: a port of 127.0.0.1, or `host:port`. Empty offers no
+    metrics."""
+
+    @property
+    def metrics_listen_address(self) -> TcpAddress | None:
+        """Where to answer scrapes, parsed; None for nowhere."""
+        address = parse_address(self.metrics_address) if self.metrics_address else None
+        assert address is None or isinstance(address, TcpAddress), "validated"
+        return address
 
 
 class CommonSettings(ProcessSettings):
@@ -185,7 +207,8 @@ class ServeSettings(RouterOnlySettings, EngineSettings):
     """Runs a router and its shards together, and restarts a shard that dies."""
 
     replica_count: PositiveInt = 1
-    """Number of shards, each a replica of the model."""
+    """Number of shards, each a replica of the model. With metrics, the first shard has the port after the router's,
+    the second the next, and so on."""
 
 
 class RestSettings(ProcessSettings):

@@ -37,7 +37,6 @@ RETIRED_FLAGS: Mapping[str, str] = {
     "disable-custom-kernels": "set --kernels reference",
     "payload-limit": "set --message-size-limit",
     "api-key": "authentication is not in this release; put the router behind a proxy that has it",
-    "prometheus-port": "metrics are not in this release; RouterService.WatchLoad streams the load",
     "otlp-endpoint": "traces are not in this release",
     "json-output": "set --log-format json",
     "shard-uds-path": "a supervised shard has a private socket; elsewhere set --listen unix:PATH",

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 from headrace.contract.errors import StartupError
 from headrace.internal.v1 import shard_service_pb2
@@ -20,6 +21,9 @@ from headrace.services.settings import ShardSettings
 from headrace.services.settings_loader import load_settings
 from headrace.services.shard_servicer import ShardServicer
 from headrace.services.shutdown import Shutdown
+from headrace.services.telemetry.endpoint import serve_metrics
+from headrace.services.telemetry.process_metrics import CALL_METRICS, read_calls
+from headrace.services.telemetry.shard_metrics import SHARD_METRICS, read_shard
 from headrace.shard.engine import Engine
 from headrace.shard.options import OptionValue
 from headrace.shard.registry import create_engine
@@ -69,6 +73,12 @@ async def run_shard(settings: ShardSettings) -> int:
         shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
         lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
     )
+    sources = (lambda: read_shard(servicer.meter, servicer.engine), partial(read_calls, server.call_meter))
+    async with serve_metrics(settings.metrics_listen_address, (*SHARD_METRICS, *CALL_METRICS), sources):
+        return await _serve(settings, servicer, server, shutdown)
+
+
+async def _serve(settings: ShardSettings, servicer: ShardServicer, server: GrpcServer, shutdown: Shutdown) -> int:
     [address] = await server.start([settings.listen_address])
     # Not a context manager: an engine that is still loading must not hold up the end of the process.
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")

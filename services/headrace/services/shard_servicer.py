@@ -6,6 +6,7 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
+from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import InvalidRequest, NotReady, PlanRejected, ShardLost
 from headrace.contract.step import StepResult
 from headrace.internal.v1 import shard_service_pb2 as pb
@@ -18,6 +19,7 @@ from headrace.services.convert_step import (
 from headrace.services.convert_vocabulary import vocabulary_from_proto
 from headrace.services.in_flight import Call, current_call
 from headrace.services.log import Event, logger
+from headrace.services.telemetry.shard_metrics import StepMeter
 from headrace.shard.worker import Worker
 
 _Steps = asyncio.Queue[asyncio.Future[StepResult] | None]
@@ -31,8 +33,15 @@ class ShardServicer(ShardServiceServicer):
         self._instance_id = instance_id
         self._state = pb.SHARD_STATE_STARTING
         self._detail = "starting"
+        self.meter = StepMeter()
+        """For reading."""
         self._worker: Worker | None = None
         self._holder: Call | None = None
+
+    @property
+    def engine(self) -> EngineDescription | None:
+        """What the shard runs; None while it starts."""
+        return None if self._worker is None else self._worker.description
 
     def note_progress(self, detail: str) -> None:
         """Tells routers what the shard is doing while it starts."""
@@ -101,7 +110,9 @@ class ShardServicer(ShardServiceServicer):
             reader = asyncio.create_task(self._read(request_iterator, worker, call, steps))
             try:
                 while (step := await steps.get()) is not None:
-                    yield result_to_proto(await _accepted(step))
+                    result = await _accepted(step)
+                    self.meter.add(result.timings)
+                    yield result_to_proto(result)
             finally:
                 reader.cancel()
         finally:
@@ -120,6 +131,7 @@ class ShardServicer(ShardServiceServicer):
         if previous is not None:
             previous.end(ShardLost("another router took the shard over", tokens_sent=True))
             logger().warning(Event.STEP_STREAM_TAKEN_OVER)
+        self.meter.stream_count += 1
         logger().info(Event.STEP_STREAM_OPENED)
 
     async def _read(self, requests: AsyncIterable[pb.StepRequest], worker: Worker, call: Call, steps: _Steps) -> None:

@@ -3,6 +3,12 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from math import inf
+from typing import Final
+
+STEP_BOUNDS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Buckets for a part of a step, which router and shard both time."""
 
 
 class Histogram:

@@ -1,8 +1,10 @@
 """The Prometheus endpoint of a process: plain HTTP, on a thread of its own."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import asynccontextmanager
+from functools import partial
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
@@ -12,7 +14,9 @@ from prometheus_client.core import Metric as Family
 from headrace.contract.errors import StartupError
 from headrace.services.address import TcpAddress
 from headrace.services.log import Event, logger
+from headrace.services.telemetry.loop_lag import LoopLagProbe
 from headrace.services.telemetry.metric import Metric, Reading, empty_family, families_of
+from headrace.services.telemetry.process_metrics import LOOP_METRICS, read_loop
 
 READ_TIMEOUT_S = 5.0
 """A scrape fails when the event loop does not answer for so long: an operator had better see that."""
@@ -83,8 +87,34 @@ class MetricsEndpoint:
         logger().info(Event.METRICS_SERVED, address=bound)
         return cls(server, thread, bound)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stops listening; a scrape that runs is not waited for."""
+        await asyncio.get_running_loop().run_in_executor(None, self._stop)
+
+    def _stop(self) -> None:
+        # Takes until the server's next look, which would hold the event loop up.
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@asynccontextmanager
+async def serve_metrics(
+    address: TcpAddress | None, metrics: Sequence[Metric], sources: Sequence[Source]
+) -> AsyncIterator[MetricsEndpoint | None]:
+    """Answers scrapes meanwhile, with what is true of every process beside the given; without an address, nothing.
+
+    Raises:
+        StartupError: the address cannot be listened on.
+    """
+    if address is None:
+        yield None
+        return
+    probe = LoopLagProbe()
+    endpoint = MetricsEndpoint.start(address, (*LOOP_METRICS, *metrics), (partial(read_loop, probe), *sources))
+    probing = asyncio.create_task(probe.run(), name="event loop lag")
+    try:
+        yield endpoint
+    finally:
+        probing.cancel()
+        await endpoint.close()

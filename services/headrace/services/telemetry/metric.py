@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
-from prometheus_client.utils import floatToGoString
 
 from headrace.contract.histogram import Histogram
 
@@ -81,7 +81,7 @@ def _add(family: Family, metric: Metric, labels: tuple[str, ...], value: float |
     assert len(labels) == len(metric.labels), metric.name
     if isinstance(family, HistogramMetricFamily):
         assert isinstance(value, Histogram), metric.name
-        buckets = [(floatToGoString(bound), float(count)) for bound, count in value.cumulative()]
+        buckets = [(_bound_text(bound), float(count)) for bound, count in value.cumulative()]
         family.add_metric(labels, buckets, sum_value=value.sum)
         return
     assert not isinstance(value, Histogram), metric.name
@@ -89,3 +89,7 @@ def _add(family: Family, metric: Metric, labels: tuple[str, ...], value: float |
         family.add_metric(labels, value)
     else:
         family.add_sample(metric.name, dict(zip(metric.labels, labels, strict=True)), value)
+
+
+def _bound_text(bound: float) -> str:
+    return "+Inf" if bound == inf else str(float(bound))
