@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic import NonNegativeFloat as NonNegative
 
+from headrace.contract.pooling import Pooling
 from headrace.services.address import Address, TcpAddress, parse_address
 from headrace.services.log import LogFormat, LogLevel
 
@@ -232,6 +233,9 @@ class RestSettings(ProcessSettings):
     less."""
     client_batch_limit: PositiveInt = 64
     """Most prompts of one `/v1/completions` request, each of which the router gets as a request of its own."""
+    embedding_pooling: Pooling | None = None
+    """How `/v1/embeddings` makes a vector of hidden states, `mean` or `last`, for requests that do not say it: what the
+    model was trained for. Left out, each request has to."""
     cors_allow_origin: tuple[str, ...] = ()
     """An origin whose pages may call the sidecar from a browser, or `*`. May be repeated."""
     propagation_s: NonNegative = 3.0

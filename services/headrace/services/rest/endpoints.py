@@ -2,17 +2,24 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.contract.errors import HeadraceError
-from headrace.services.rest import openai_answer, tgi_answer
+from headrace.services.rest import anthropic_answer, openai_answer, responses_fields, tgi_answer
+from headrace.services.rest.anthropic_fields import MessagesBody, PromptBody
+from headrace.services.rest.anthropic_messages import count_tokens, create_message
 from headrace.services.rest.health import get_health
 from headrace.services.rest.openai_chat import ChatBody, ChatCompletion, create_chat_completion
 from headrace.services.rest.openai_completions import CompletionBody, TextCompletion, create_completion
+from headrace.services.rest.openai_embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.openai_models import ModelEntry, ModelList, get_model, list_models
+from headrace.services.rest.openai_responses import create_response
+from headrace.services.rest.responses_answer import ResponseObject
+from headrace.services.rest.responses_fields import ResponsesBody
 from headrace.services.rest.sidecar import Exchange
 from headrace.services.rest.tgi_fields import GenerateBody, TokenizeBody
 from headrace.services.rest.tgi_generate import AnyBody, generate, generate_either, generate_stream, invoke
@@ -29,6 +36,10 @@ class Dialect:
 
 
 OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody)
+RESPONSES = Dialect(
+    "OpenAI", partial(openai_answer.error_response, names=responses_fields.FIELD_NAMES), openai_answer.ErrorBody
+)
+ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError)
 TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError)
 
 
@@ -63,6 +74,33 @@ ENDPOINTS = (
         body=CompletionBody,
         result=TextCompletion,
         streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses",
+        answer=create_response,
+        dialect=RESPONSES,
+        body=ResponsesBody,
+        result=ResponseObject,
+        streams=True,
+    ),
+    Endpoint(method="POST", path="/v1/embeddings", answer=create_embeddings, body=EmbeddingsBody, result=EmbeddingList),
+    Endpoint(
+        method="POST",
+        path="/v1/messages",
+        answer=create_message,
+        dialect=ANTHROPIC,
+        body=MessagesBody,
+        result=anthropic_answer.AnthropicAnswer,
+        streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        answer=count_tokens,
+        dialect=ANTHROPIC,
+        body=PromptBody,
+        result=anthropic_answer.TokenCount,
     ),
     Endpoint(method="GET", path="/v1/models", answer=list_models, result=ModelList),
     Endpoint(method="GET", path="/v1/models/{model:path}", answer=get_model, result=ModelEntry),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from headrace.contract.errors import FieldViolation, InvalidRequest
@@ -20,6 +21,8 @@ IGNORED_HEADER = "x-headrace-ignored"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _FORWARDED = ("traceparent", "tracestate", "authorization")
+_KEY_HEADER = "x-api-key"
+"""Where Anthropic's clients put what others put into `authorization`."""
 _VIOLATION_LIMIT = 20
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -42,8 +45,16 @@ def context_of(request: Request, deadline_s: float) -> CallContext:
         request_id=uuid.uuid4().hex if is_own_id else given,
         is_own_id=is_own_id,
         deadline_s=min(deadline_s, _timeout_s(request.headers)),
-        metadata={name: value for name in _FORWARDED if (value := request.headers.get(name, "")) and value.isascii()},
+        metadata=_metadata(request.headers),
     )
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    metadata = {name: value for name in _FORWARDED if (value := headers.get(name, "")) and value.isascii()}
+    key = headers.get(_KEY_HEADER, "")
+    if key and key.isascii():
+        metadata.setdefault("authorization", f"Bearer {key}")
+    return metadata
 
 
 def request_id_for_router(context: CallContext, index: int = 0) -> str:
@@ -84,7 +95,7 @@ def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise _explain(error, raw) from error
 
 
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
@@ -140,22 +151,34 @@ def _too_large(limit_bytes: int) -> HttpProblem:
     return HttpProblem(413, f"the body is larger than the limit of {limit_bytes} bytes")
 
 
-def _explain(error: ValidationError) -> InvalidRequest | HttpProblem:
+def _explain(error: ValidationError, raw: bytes) -> InvalidRequest | HttpProblem:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return HttpProblem(400, f"the body is not JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}")
+    body = from_json(raw)
     found: dict[str, str] = {}
     for problem in problems:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         message = "is unknown here" if problem["type"] == "extra_forbidden" else message
-        # The members of a union are reported one by one; the path without their names is the field's.
-        found.setdefault(_path(problem["loc"]), message)
-    violations = [FieldViolation(path, message) for path, message in found.items()]
+        found.setdefault(_path(problem["loc"], body, is_missing=problem["type"] == "missing"), message)
+    # The members of a union are tried one by one; who failed deepest came closest to what was meant.
+    violations = [
+        FieldViolation(path, message)
+        for path, message in found.items()
+        if not any(other != path and other.startswith((f"{path}.", f"{path}[")) for other in found)
+    ]
     return InvalidRequest(violations[:_VIOLATION_LIMIT])
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def _path(location: tuple[int | str, ...], body: object, *, is_missing: bool) -> str:
+    """Returns the path of a field in the body, without the names of a union's members that pydantic puts between."""
     path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    value = body
+    for place, part in enumerate(location):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and (part in value or (is_missing and place == len(location) - 1)):
+            path += f".{part}" if path else part
+            value = value.get(part)
     return path

@@ -52,12 +52,12 @@ def json_response(content: object, headers: Mapping[str, str], status: int = 200
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
-def error_body(error: HeadraceError) -> ErrorBody:
-    """Returns an error in OpenAI's shape."""
-    fields = [violation.field for violation in violations_of(error, FIELD_NAMES) if violation.field]
+def error_body(error: HeadraceError, names: Mapping[str, str] = FIELD_NAMES) -> ErrorBody:
+    """Returns an error in OpenAI's shape. `names` are the endpoint's, for fields of `headrace.v1`."""
+    fields = [violation.field for violation in violations_of(error, names) if violation.field]
     return {
         "error": {
-            "message": message_of(error, FIELD_NAMES),
+            "message": message_of(error, names),
             "type": words_of(error).openai_type,
             "param": fields[0] if fields else None,
             "code": "unsupported" if isinstance(error, FeatureUnsupported) else error.reason.lower(),
@@ -65,9 +65,11 @@ def error_body(error: HeadraceError) -> ErrorBody:
     }
 
 
-def error_response(error: HeadraceError, headers: Mapping[str, str]) -> Response:
-    """Returns an error as a whole response."""
-    return json_response(error_body(error), {**headers, **retry_after(error)}, words_of(error).status)
+def error_response(
+    error: HeadraceError, headers: Mapping[str, str], names: Mapping[str, str] = FIELD_NAMES
+) -> Response:
+    """Returns an error as a whole response; as `error_body`."""
+    return json_response(error_body(error, names), {**headers, **retry_after(error)}, words_of(error).status)
 
 
 def error_event(error: HeadraceError) -> bytes:

@@ -18,6 +18,7 @@ from headrace.services.rest import openai_answer as answer
 from headrace.services.rest.event_stream import EventStreamResponse, open_all
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.openai_fields import SamplingBody, model_name
+from headrace.services.rest.openai_prompts import PromptForms, prompts_of
 from headrace.services.rest.sidecar import Exchange
 from headrace.v1 import generate_service_pb2 as pb
 
@@ -25,7 +26,7 @@ from headrace.v1 import generate_service_pb2 as pb
 class CompletionBody(SamplingBody):
     """A request to continue one or several prompts."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: PromptForms
     """A text, token ids, or a list of either."""
     suffix: None = None
     """Not supported: models would have to be trained for it."""
@@ -41,13 +42,7 @@ class CompletionBody(SamplingBody):
         Raises:
             InvalidRequest: there are none or too many, or one is empty.
         """
-        prompts: list[Prompt] = []
-        if isinstance(self.prompt, str):
-            prompts = [self.prompt]
-        elif self.prompt and isinstance(self.prompt[0], int):
-            prompts = [[token_id for token_id in self.prompt if isinstance(token_id, int)]]
-        else:
-            prompts = [entry for entry in self.prompt if not isinstance(entry, int)]
+        prompts = prompts_of(self.prompt)
         if not 1 <= len(prompts) <= limit:
             raise InvalidRequest.of("prompt", f"must hold 1 to {limit} prompts, not {len(prompts)}")
         return prompts

@@ -98,26 +98,22 @@ class StreamOptions(Body):
     """Never done here."""
 
 
-class SamplingBody(Body):
-    """Sampling, stopping and constraints. Unset fields take the model's defaults."""
+class GenerationBody(Body):
+    """Sampling, stopping and constraints of all of OpenAI's endpoints. Unset fields take the model's defaults."""
 
     model: str = ""
     """Name of a served model; empty, `tgi` or `dummy` means the only one."""
     temperature: float | None = None
     """Softmax temperature in [0, 2]; 0 is greedy."""
     top_p: float | None = None
-    n: int | None = None
-    """Number of completions."""
     stop: str | list[str] | None = None
     seed: Seed | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     """By token id, in [-100, 100]."""
-    max_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
 
     top_k: int | None = None
     """Keeps only the likeliest tokens; 0 or -1 keeps all."""
@@ -188,8 +184,6 @@ class SamplingBody(Body):
             "frequency_penalty": self.frequency_penalty,
             "logit_bias": _logit_bias(self.logit_bias),
             "banned_words": self.bad_words,
-            "completion_count": self.n,
-            "max_new_token_count": self.max_tokens,
             "min_new_token_count": self.min_tokens,
             "stop_sequences": self.stop,
             "stop_token_ids": self.stop_token_ids,
@@ -209,25 +203,50 @@ class SamplingBody(Body):
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def format_constraint(self) -> tuple[str, Constraint | None]:
+        """Returns the field of this endpoint that formats the answer, and what it stands for.
+
+        Raises:
+            InvalidRequest: a part is missing.
+        """
+        return "response_format", None
+
     def _constraint(self) -> Constraint | None:
         outputs = self.structured_outputs or StructuredOutputs()
-        found = {
-            "response_format": constraint_of(self.response_format) if self.response_format else None,
-            "guided_json": _schema(self.guided_json),
-            "guided_regex": _regex(self.guided_regex),
-            "guided_choice": _choices(self.guided_choice),
-            "guided_grammar": _grammar(self.guided_grammar),
-            "structured_outputs.json": _schema(outputs.json_),
-            "structured_outputs.regex": _regex(outputs.regex),
-            "structured_outputs.choice": _choices(outputs.choice),
-            "structured_outputs.grammar": _grammar(outputs.grammar),
-            "structured_outputs.json_object": JsonObject() if outputs.json_object else None,
-        }
-        given = {name: constraint for name, constraint in found.items() if constraint is not None}
+        found = [
+            self.format_constraint(),
+            ("guided_json", _schema(self.guided_json)),
+            ("guided_regex", _regex(self.guided_regex)),
+            ("guided_choice", _choices(self.guided_choice)),
+            ("guided_grammar", _grammar(self.guided_grammar)),
+            ("structured_outputs.json", _schema(outputs.json_)),
+            ("structured_outputs.regex", _regex(outputs.regex)),
+            ("structured_outputs.choice", _choices(outputs.choice)),
+            ("structured_outputs.grammar", _grammar(outputs.grammar)),
+            ("structured_outputs.json_object", JsonObject() if outputs.json_object else None),
+        ]
+        given = [(name, constraint) for name, constraint in found if constraint is not None]
         if len(given) > 1:
-            first, second = list(given)[:2]
-            raise InvalidRequest.of(second, f"cannot be given beside {first}")
-        return next(iter(given.values()), None)
+            raise InvalidRequest.of(given[1][0], f"cannot be given beside {given[0][0]}")
+        return given[0][1] if given else None
+
+
+class SamplingBody(GenerationBody):
+    """What chat and completions take alike."""
+
+    n: int | None = None
+    """Number of completions."""
+    max_tokens: int | None = None
+    response_format: ResponseFormat | None = None
+
+    def sampling_options(self, request_id: str) -> GenerateOptions:
+        """Returns what the body asks for; as `GenerationBody`."""
+        options: GenerateOptions = {"completion_count": self.n, "max_new_token_count": self.max_tokens}
+        return {**super().sampling_options(request_id), **options}
+
+    def format_constraint(self) -> tuple[str, Constraint | None]:
+        """Returns what `response_format` stands for."""
+        return "response_format", None if self.response_format is None else constraint_of(self.response_format)
 
 
 def model_name(name: str) -> str:

@@ -65,6 +65,7 @@ async def run_sidecar(settings: RestSettings) -> int:
         ),
         started_at_s=int(time.time()),
         is_ending=shutdown.requested,
+        default_pooling=settings.embedding_pooling,
     )
     listener, address = listen(settings.listen_address, allows_remote_plaintext=settings.insecure)
     server = make_server(sidecar, settings)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from headrace.contract.pooling import Pooling
 from headrace.services.rest.http_request import (
     IGNORED_HEADER,
     REQUEST_ID_HEADER,
@@ -37,6 +38,8 @@ class Sidecar:
     """Seconds since 1970."""
     is_ending: asyncio.Event
     """Set when the process was told to end: then health says so."""
+    default_pooling: Pooling | None = None
+    """How hidden states become a vector where a request does not say it; None refuses such requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

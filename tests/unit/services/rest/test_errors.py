@@ -1,0 +1,82 @@
+"""Every error has words in every protocol, and clients can tell errors apart by status."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import headrace.client.errors
+from headrace.contract.errors import (
+    FeatureUnsupported,
+    FieldViolation,
+    HeadraceError,
+    InvalidRequest,
+    QueueFull,
+    ServerError,
+    StartupError,
+)
+from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
+from headrace.services.rest.errors import TABLE, HttpProblem, retry_after, words_of
+
+OPERATORS = {"ReplicaNotFound", "DuplicateReplica", "ReplicaBusy", "PlanRejected", "StartupError", "ServerError"}
+"""Errors that no request over HTTP can bring: of RouterService's operations, of shards, and a class of classes."""
+
+ANTHROPIC_TYPES = {
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "request_too_large",
+    "rate_limit_error",
+    "timeout_error",
+    "api_error",
+}
+
+
+def below(kind: type[HeadraceError]) -> Iterator[type[HeadraceError]]:
+    for child in kind.__subclasses__():
+        if child.__module__.startswith(("headrace.contract", "headrace.client")):
+            yield child
+            yield from below(child)
+
+
+def test_every_error_of_a_request_is_in_the_table_itself() -> None:
+    assert headrace.client.errors is not None  # its errors are subclasses too
+    missing = {kind.__name__ for kind in below(HeadraceError)} - {kind.__name__ for kind in TABLE}
+    assert missing == OPERATORS
+
+
+@pytest.mark.parametrize("kind", [*TABLE, HttpProblem], ids=lambda kind: kind.__name__)
+def test_statuses_are_of_the_right_side(kind: type[HeadraceError]) -> None:
+    error = {
+        InvalidRequest: lambda: InvalidRequest.of("sampling.top_p", "is wrong"),
+        FeatureUnsupported: lambda: FeatureUnsupported("sampling.top_p", "is lacking"),
+        HttpProblem: lambda: HttpProblem(413, "large"),
+    }.get(kind, lambda: kind.__new__(kind))()
+    words = words_of(error)
+    assert 400 <= words.status < 600
+    assert 400 <= words.tgi_status < 600
+    if issubclass(kind, ServerError) and kind is not HeadraceError:
+        assert words.status in (429, 500, 502, 503)
+    assert words.openai_type.endswith("_error")
+    assert words.anthropic_type in ANTHROPIC_TYPES
+
+
+def test_only_what_passes_says_when_to_come_back() -> None:
+    assert retry_after(QueueFull("full", retry_after_s=0.2)) == {"retry-after": "1"}
+    assert retry_after(QueueFull("full", retry_after_s=2.1)) == {"retry-after": "3"}
+    assert retry_after(StartupError("x")) == {}
+
+
+def test_each_protocol_uses_its_own_names_and_shape() -> None:
+    error = InvalidRequest(
+        [FieldViolation("stopping.max_new_token_count", "is 0"), FieldViolation("sampling.top_p", "is 7")]
+    )
+    openai_body = openai_answer.error_body(error)["error"]
+    assert openai_body["message"] == "max_tokens: is 0; top_p: is 7"
+    assert (openai_body["param"], openai_body["code"]) == ("max_tokens", "invalid_request")
+    assert tgi_answer.error_body(error) == {"error": "max_new_tokens: is 0; top_p: is 7", "error_type": "validation"}
+    assert anthropic_answer.error_body(error, "r") == {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": "max_tokens: is 0; top_p: is 7"},
+        "request_id": "r",
+    }
