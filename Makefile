@@ -20,6 +20,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # A line for each download and for the outcome; pip's dozens of others say nothing. Errors are on stderr.
 DOWNLOADS_ONLY := { grep --line-buffered -E '^ *(Downloading|Building wheel for|Successfully installed)' || true; }
+PROMETHEUS_HOME := build/prometheus
+PROMETHEUS := $(PROMETHEUS_HOME)/usr/bin/prometheus
 BUF_HOME := build/buf
 BUF := $(BUF_HOME)/node_modules/.bin/buf
 
@@ -66,6 +68,16 @@ test-triton: $(VENV)/.triton ## Runs the tests of the GPU operators, in Triton's
 $(VENV)/.triton: $(VENV)/.ready
 	@echo "== triton, a large download"
 	@$(PIP_INSTALL) --group triton | $(DOWNLOADS_ONLY)
+	@touch $@
+
+.PHONY: test-prometheus
+test-prometheus: $(VENV)/.ready $(PROMETHEUS) ## Has a real Prometheus scrape a router; needs apt-get for the download
+	@$(BIN)/python -m pytest tests/integration/public_api/test_prometheus.py
+
+$(PROMETHEUS):
+	@echo "== prometheus, 19 MB, unpacked into build/ and not installed"
+	@mkdir -p $(PROMETHEUS_HOME)
+	@cd $(PROMETHEUS_HOME) && apt-get download prometheus && dpkg -x prometheus_*.deb .
 	@touch $@
 
 .PHONY: fmt

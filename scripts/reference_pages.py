@@ -5,6 +5,7 @@ A test (`--check`) fails while a page is not up to date.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ByteSize
@@ -14,6 +15,7 @@ from headrace.services.log import EVENT_TEXTS, KEY_TEXTS
 from headrace.services.settings import PROCESSES
 from headrace.services.settings_loader import aliases_of, flag_of, is_flag_only, variable_of
 from headrace.services.telemetry.metric import Metric
+from headrace.services.telemetry.tgi_metrics import TGI_METRICS
 from headrace.services.telemetry.vocabulary import VOCABULARY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +87,23 @@ QUERIES = {
     "How much of the time is a step under way?": "rate(headrace_steps_busy_seconds_total[5m])",
 }
 
-METRICS_TITLES = {"router": "The router", "shard": "A shard"}
+DASHBOARD_HEAD = """## Prometheus and Grafana
+
+[deploy/prometheus/prometheus.yml](../deploy/prometheus/prometheus.yml) scrapes the processes of one machine, and
+[deploy/grafana/headrace.json](../deploy/grafana/headrace.json) is a dashboard to import. A test checks its queries
+against the tables above; `make test-prometheus` has a real Prometheus scrape a router and answer every one of them.
+That last ran on 21 November 2026, with Prometheus 2.42.0 from Debian 12.
+"""
+
+METRICS_TITLES = {"router": "The router", "shard": "A shard", "rest": "The sidecar"}
+
+TGI_HEAD = """## Names of Text Generation Inference
+
+`headrace router` and `headrace serve` tell these as well with `--tgi-metric-names`, so that dashboards made for Text
+Generation Inference go on. They have no labels but those named. Its metrics of single batches,
+`tgi_batch_inference_duration` and the like, have no counterpart: they tell prefill from decode, and a step here does
+both. `headrace_step_duration_seconds` and `headrace_time_to_first_token_seconds` say what one wants to know from them.
+"""
 
 
 def settings_page() -> str:
@@ -112,12 +130,17 @@ def metrics_page() -> str:
     lines = [METRICS_HEAD + "\n".join(f"| {question} | `{query}` |" for question, query in QUERIES.items()), ""]
     buckets: dict[tuple[float, ...], str] = {}
     for process, metrics in VOCABULARY.items():
-        lines += [f"## {METRICS_TITLES[process]}", "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
-        lines += [_metric_row(metric, buckets) for metric in metrics]
-        lines += [""]
+        lines += [f"## {METRICS_TITLES[process]}", "", *_metric_table(metrics, buckets), ""]
+    lines += [TGI_HEAD, *_metric_table(TGI_METRICS, buckets), ""]
+    lines += [DASHBOARD_HEAD]
     lines += ["## Buckets", "", "Upper bounds; a value belongs to the first that it does not exceed.", ""]
     lines += [f"- {name}: {', '.join(f'{bound:.12g}' for bound in bounds)}" for bounds, name in buckets.items()]
     return "\n".join([*lines, ""])
+
+
+def _metric_table(metrics: Iterable[Metric], buckets: dict[tuple[float, ...], str]) -> list[str]:
+    head = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    return head + [_metric_row(metric, buckets) for metric in metrics]
 
 
 def _metric_row(metric: Metric, buckets: dict[tuple[float, ...], str]) -> str:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_supervisor import ShardSupervisor, shard_command
 from headrace.services.shutdown import Shutdown
-from headrace.services.telemetry.endpoint import serve_metrics
+from headrace.services.telemetry.endpoint import MetricsEndpoint, Source, serve_metrics
+from headrace.services.telemetry.metric import Metric
 from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
+from headrace.services.telemetry.tgi_metrics import TGI_METRICS, read_tgi
 from headrace.services.watermark_keys import load_watermarks
 
 
@@ -93,8 +95,7 @@ async def run_router(
             clock=MonotonicClock(),
             report=report,
         )
-        sources = [partial(read_router, app.pipeline, app.server)]
-        await stack.enter_async_context(serve_metrics(settings.metrics_listen_address, ROUTER_METRICS, sources))
+        await stack.enter_async_context(metrics_endpoint(settings, app))
         bound = await app.start([settings.listen_address])
         runners.append(asyncio.ensure_future(app.run(shards)))
         stack.push_async_callback(_end_task, runners[-1])
@@ -109,6 +110,18 @@ async def run_router(
                 runner.result()
         await app.drain(shutdown.hurry)
     return 0
+
+
+def metrics_endpoint(
+    settings: RouterOnlySettings, app: RouterApp
+) -> AbstractAsyncContextManager[MetricsEndpoint | None]:
+    """Returns a context manager that answers scrapes, if the settings say where."""
+    metrics: list[Metric] = [*ROUTER_METRICS]
+    sources: list[Source] = [partial(read_router, app.pipeline, app.server)]
+    if settings.tgi_metric_names:
+        metrics += TGI_METRICS
+        sources.append(partial(read_tgi, app.pipeline))
+    return serve_metrics(settings.metrics_listen_address, metrics, sources)
 
 
 def shard_metrics_address(settings: ServeSettings, number: int) -> str:

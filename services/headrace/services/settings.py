@@ -177,6 +177,8 @@ class RouterOnlySettings(CommonSettings):
         90.0
     )
     """After that, how long running calls may take to end, in seconds."""
+    tgi_metric_names: bool = False
+    """Tell Prometheus the metrics under the names of Text Generation Inference, too."""
     connection_age_limit_s: NonNegative = 0.0
     """Age at which clients are told to reconnect, so that they spread over new routers, in seconds; 0 never."""
     tokenizer_thread_count: Annotated[PositiveInt, Field(json_schema_extra={"aliases": ["validation-workers"]})] = 2

@@ -16,6 +16,7 @@ from headrace.services.address import TcpAddress
 from headrace.services.telemetry.endpoint import serve_metrics
 from headrace.services.telemetry.metric import MetricKind
 from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
+from headrace.services.telemetry.tgi_metrics import TGI_METRICS, read_tgi
 from headrace.services.telemetry.vocabulary import VOCABULARY
 from headrace.shard.engines.fake import FakeOptions
 from headrace.v1 import embedding_service_pb2, embedding_service_pb2_grpc
@@ -147,6 +148,26 @@ def check_vocabulary(told: Scrape, process: str) -> None:
         found = {dict(of)["le"] for name, of in told.values if name == f"{metric.name}_bucket"}
         assert {float(bound) for bound in found} == {*metric.bounds, float("inf")}, metric.name
     assert told.get("process_cpu_seconds_total") > 0
+
+
+async def test_the_names_of_text_generation_inference_tell_the_same(deploy: Deploy) -> None:
+    async with deploy() as server:
+        source = partial(read_tgi, server.app.pipeline)
+        async with serve_metrics(TcpAddress("127.0.0.1", 0), TGI_METRICS, [source]) as endpoint:
+            assert endpoint is not None
+            await server.generate.Generate(request_of(8))
+            await end_of(server, server.generate.Generate(request_of(0)))
+            told = await scrape(endpoint.address)
+    documented = {name for metric in TGI_METRICS for name in metric.series_names}
+    assert {name for name in told.names if name.startswith("tgi_")} == documented
+    assert told.get("tgi_request_count") == 2
+    assert told.get("tgi_request_success") == 1
+    assert told.get("tgi_request_failure", err="validation") == 1
+    assert told.get("tgi_request_generated_tokens_sum") == 8
+    assert told.get("tgi_request_max_new_tokens_sum") == 8
+    assert told.get("tgi_request_input_length_sum") == 40
+    assert told.get("tgi_request_mean_time_per_token_duration_count") == 1
+    assert told.get("tgi_batch_next_size_count") == server.stats().step_count
 
 
 async def test_an_address_that_is_taken_stops_the_start() -> None:

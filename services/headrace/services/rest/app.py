@@ -18,6 +18,7 @@ from headrace.services.rest.endpoints import ENDPOINTS, OPENAI, Dialect, Endpoin
 from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.http_request import ClientGone
 from headrace.services.rest.sidecar import Exchange, Sidecar
+from headrace.services.telemetry.http_metrics import UNKNOWN_PATH, HttpMeter
 
 _HUNG_UP = 499
 """What nginx logs for a caller who did not wait; nobody receives it."""
@@ -27,7 +28,7 @@ _QUIET_PATHS = {"/health", "/ping"}
 
 def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
     """Returns the application."""
-    middleware = [Middleware(RequestLog)]
+    middleware = [Middleware(RequestLog, meter=sidecar.meter)]
     if cors_origins:
         middleware.append(
             Middleware(
@@ -46,10 +47,11 @@ def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIAp
 
 
 class RequestLog:
-    """Logs each request when it is over, like the calls of a gRPC server."""
+    """Logs and counts each request when it is over, like the calls of a gRPC server."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, meter: HttpMeter) -> None:
         self._app = app
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, as ASGI asks."""
@@ -57,6 +59,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         begun_at = time.monotonic()
+        self._meter.note_begin()
         status = 0
 
         async def note(message: Message) -> None:
@@ -68,12 +71,15 @@ class RequestLog:
         try:
             await self._app(scope, receive, note)
         finally:
-            write = logger().debug if scope["path"] in _QUIET_PATHS else logger().info
+            is_check = scope["path"] in _QUIET_PATHS
+            duration_s, code = time.monotonic() - begun_at, str(status or _HUNG_UP)
+            self._meter.note_end(scope.get("endpoint_path", UNKNOWN_PATH), code, duration_s, is_check=is_check)
+            write = logger().debug if is_check else logger().info
             write(
                 Event.CALL_ENDED,
                 method=f"{scope['method']} {scope['path']}",
-                code=str(status or _HUNG_UP),
-                duration_s=round(time.monotonic() - begun_at, 6),
+                code=code,
+                duration_s=round(duration_s, 6),
             )
 
 
@@ -87,6 +93,7 @@ def _guarded(endpoint: Endpoint, sidecar: Sidecar) -> Callable[[Request], Awaita
 
     async def answer(request: Request) -> Response:
         request.scope["dialect"] = dialect
+        request.scope["endpoint_path"] = endpoint.path
         headers: dict[str, str] = {}
         try:
             exchange = Exchange.of(request, sidecar)

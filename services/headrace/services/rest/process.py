@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import uvicorn
 
@@ -20,6 +21,8 @@ from headrace.services.rest.sidecar import Limits, Sidecar
 from headrace.services.settings import RestSettings
 from headrace.services.settings_loader import load_settings
 from headrace.services.shutdown import Shutdown
+from headrace.services.telemetry.endpoint import serve_metrics
+from headrace.services.telemetry.http_metrics import HTTP_METRICS, read_http
 
 _MESSAGE_ROOM_BYTES = 2**20
 """What a gRPC message may be larger than the body that it was made of."""
@@ -67,6 +70,12 @@ async def run_sidecar(settings: RestSettings) -> int:
         is_ending=shutdown.requested,
         default_pooling=settings.embedding_pooling,
     )
+    async with serve_metrics(settings.metrics_listen_address, HTTP_METRICS, [partial(read_http, sidecar.meter)]):
+        return await _serve(settings, sidecar, shutdown)
+
+
+async def _serve(settings: RestSettings, sidecar: Sidecar, shutdown: Shutdown) -> int:
+    link = sidecar.link
     listener, address = listen(settings.listen_address, allows_remote_plaintext=settings.insecure)
     server = make_server(sidecar, settings)
     try:

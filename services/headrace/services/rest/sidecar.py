@@ -1,7 +1,7 @@
 """What all endpoints are given: the link to the router, the limits, and what one request says of its calls."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -17,6 +17,7 @@ from headrace.services.rest.http_request import (
 )
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.router_link import CallContext, RouterLink
+from headrace.services.telemetry.http_metrics import HttpMeter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Sidecar:
     """Set when the process was told to end: then health says so."""
     default_pooling: Pooling | None = None
     """How hidden states become a vector where a request does not say it; None refuses such requests."""
+    meter: HttpMeter = field(default_factory=HttpMeter)
+    """Counts the requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
