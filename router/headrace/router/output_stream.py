@@ -1,7 +1,7 @@
 """The mailbox between the step loop, which never waits, and one request's reader, who may be slow."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from headrace.contract.errors import HeadraceError
@@ -22,7 +22,7 @@ class OutputStream:
     event loop.
     """
 
-    __slots__ = ("_end", "_is_held", "_pending", "_started", "_waiter", "is_started")
+    __slots__ = ("_end", "_is_held", "_notify", "_pending", "_started", "is_started")
 
     def __init__(self, *, is_held: bool = False) -> None:
         """Starts empty.
@@ -37,7 +37,7 @@ class OutputStream:
         """By index of the completion; the one that has waited longest is first. A quick reader never meets a pile."""
         self._is_held = is_held
         self._end: GenerationFinished | HeadraceError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._notify: Callable[[], None] | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -87,26 +87,54 @@ class OutputStream:
         """Ends the stream with an error, which the reader sees after what was put before."""
         self._close(error)
 
+    @property
+    def has_event(self) -> bool:
+        """Whether `take` would return an event or raise."""
+        return self._started is not None or self._has_delta or self._end is not None
+
+    def take(self) -> GenerationEvent | None:
+        """Returns the next event, `finished` last; None if there is none yet.
+
+        Raises:
+            HeadraceError: the error the stream was ended with.
+        """
+        if self._started is not None:
+            started, self._started = self._started, None
+            return started
+        if self._has_delta:
+            return _whole(self._pending.pop(next(iter(self._pending))))
+        if self._end is None or isinstance(self._end, GenerationFinished):
+            return self._end
+        raise self._end
+
+    def when_filled(self, notify: Callable[[], None]) -> None:
+        """Calls `notify` once, when something is put in next. It must not raise, and should leave work for later.
+
+        A later call replaces an earlier one that has not come about.
+        """
+        self._notify = notify
+
     async def events(self) -> AsyncIterator[GenerationEvent]:
         """Yields the events in order, `finished` last.
 
         Raises:
             HeadraceError: the error the stream was ended with.
         """
+        filled = asyncio.Event()
         while True:
-            if self._started is not None:
-                started, self._started = self._started, None
-                yield started
-            elif self._pending and self.is_started and not self._is_held:
-                yield _whole(self._pending.pop(next(iter(self._pending))))
-            elif isinstance(self._end, GenerationFinished):
-                yield self._end
+            event = self.take()
+            if event is None:
+                filled.clear()
+                self.when_filled(filled.set)
+                await filled.wait()
+                continue
+            yield event
+            if isinstance(event, GenerationFinished):
                 return
-            elif self._end is not None:
-                raise self._end
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+
+    @property
+    def _has_delta(self) -> bool:
+        return bool(self._pending) and self.is_started and not self._is_held
 
     def _close(self, end: GenerationFinished | HeadraceError) -> None:
         if self._end is None:
@@ -114,9 +142,9 @@ class OutputStream:
             self._wake()
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        notify, self._notify = self._notify, None
+        if notify is not None:
+            notify()
 
 
 def _whole(pending: "GenerationDelta | _Pile") -> GenerationDelta:

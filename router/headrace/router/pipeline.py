@@ -8,13 +8,14 @@
     relay                     what the step loop puts into the request's stream
 
 Everything but the tokenizer runs on one event loop, so nothing here is locked.
-However a request ends (its last event, an error, a cancelled or closed
-iterator), what it holds is given back in one place: where its visit ends.
+However a request ends (its last event, an error, a cancelled reader or a
+closed iterator), what it holds is given back in one place: where its visit ends.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -105,6 +106,18 @@ class Pipeline:
             RequestError: the request cannot run as asked, or ran out of its time.
             ServerError: it could, but not here or not now.
         """
+        async with self.open(request) as active:
+            async for event in active.stream.events():
+                yield event
+
+    @asynccontextmanager
+    async def open(self, request: GenerationRequest) -> AsyncIterator[ActiveRequest]:
+        """Runs one request inside the block, whose stream brings the events. Leaving the block cancels it.
+
+        Raises:
+            RequestError: the request cannot run as asked, or ran out of its time.
+            ServerError: it could, but not here or not now.
+        """
         with self.desk.meter.open(RequestKind.GENERATE, tenant_of(request), request.deadline_s) as metered:
             self.desk.check_open()
             self.check_model(request.model)
@@ -127,8 +140,7 @@ class Pipeline:
                 active = self._activate(valid, visit.permit, metered.received_s)
                 try:
                     visit.submit(active)
-                    async for event in active.stream.events():
-                        yield event
+                    yield active
                 finally:
                     metered.summary = active.summary()
 

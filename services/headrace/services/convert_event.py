@@ -35,7 +35,7 @@ def event_to_proto(event: GenerationEvent) -> pb.GenerateStreamResponse:
     """Returns the stream message of an event."""
     match event:
         case GenerationDelta():
-            return pb.GenerateStreamResponse(delta=_delta_to_proto(event))
+            return _delta_to_proto(event)
         case GenerationStarted():
             return pb.GenerateStreamResponse(started=_started_to_proto(event))
         case GenerationFinished():
@@ -121,18 +121,24 @@ def _started_to_proto(event: GenerationStarted) -> pb.GenerationStarted:
     )
 
 
-def _delta_to_proto(event: GenerationDelta) -> pb.GenerationDelta:
-    return pb.GenerationDelta(
-        index=event.index,
-        text=event.text,
-        token_ids=event.token_ids,
-        logprobs=_logprobs_to_proto(event.logprobs),
-        reasoning=event.reasoning,
-        tool_calls=[
-            pb.ToolCallDelta(index=piece.index, id=piece.id, name=piece.name, arguments_json=piece.arguments_json)
-            for piece in event.tool_calls
-        ],
-    )
+def _delta_to_proto(event: GenerationDelta) -> pb.GenerateStreamResponse:
+    """Returns the message of a delta. Written for every token: only what is there is set, which takes a third."""
+    response = pb.GenerateStreamResponse()
+    delta = response.delta
+    # An empty field looks like one that was never set, and an empty delta must still be one.
+    delta.SetInParent()
+    if event.index:
+        delta.index = event.index
+    if event.text:
+        delta.text = event.text
+    delta.token_ids.extend(event.token_ids)
+    if event.logprobs:
+        delta.logprobs.extend(_logprobs_to_proto(event.logprobs))
+    if event.reasoning:
+        delta.reasoning = event.reasoning
+    for piece in event.tool_calls:
+        delta.tool_calls.add(index=piece.index, id=piece.id, name=piece.name, arguments_json=piece.arguments_json)
+    return response
 
 
 def _finished_to_proto(event: GenerationFinished) -> pb.GenerationFinished:

@@ -8,10 +8,12 @@ from headrace.contract.clock import Clock
 from headrace.contract.errors import InvalidRequest
 from headrace.contract.generation import GenerationEvent, GenerationStarted
 from headrace.router.pipeline import Pipeline
-from headrace.services.convert_event import event_to_proto, response_to_proto
+from headrace.services.convert_event import response_to_proto
 from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
+from headrace.services.in_flight import current_call
 from headrace.services.interceptors import name_call
 from headrace.services.stall_watch import StallWatch
+from headrace.services.stream_writer import StreamWriter, WriteRound
 from headrace.v1 import generate_service_pb2 as pb
 from headrace.v1 import generate_service_pb2_grpc
 
@@ -23,6 +25,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         self._pipeline = pipeline
         self._stall_watch = stall_watch
         self._clock = clock
+        self._write_round = WriteRound()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
@@ -39,8 +42,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         return response_to_proto(events)
 
     async def GenerateStream(  # type: ignore[override]  # noqa: N802
-        # The stubs know streaming handlers as generators only. This one writes by
-        # itself, so that a write that waits for the reader can be told from a wait for tokens.
+        # The stubs know streaming handlers as generators only. A generator would
+        # cost a task's turns for every token, and hide whether a write waits for the reader.
         self,
         request: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateStreamResponse],
@@ -48,12 +51,11 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         """Streams completions as their tokens are sampled."""
         name_call(request.request_id)
         asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
-        with self._stall_watch.guard() as guard:
-            async with aclosing(self._pipeline.generate(asked)) as generation:
-                async for event in generation:
-                    if isinstance(event, GenerationStarted):
-                        name_call(event.request_id)
-                    await guard.write(context.write(event_to_proto(event)))
+        async with self._pipeline.open(asked) as active:
+            name_call(active.request.request_id)
+            writer = StreamWriter(active.stream, context.write, current_call(), self._write_round, self._clock)
+            with self._stall_watch.watch(writer):
+                await writer.run()
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, _context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]

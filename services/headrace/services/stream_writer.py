@@ -1,0 +1,126 @@
+"""Writes the events of many requests to their calls, all that is new in one turn of the event loop."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from headrace.contract.clock import Clock
+from headrace.contract.generation import GenerationFinished
+from headrace.router.output_stream import OutputStream
+from headrace.services.begun_write import BegunWrite
+from headrace.services.convert_event import event_to_proto
+from headrace.services.in_flight import Call
+from headrace.v1 import generate_service_pb2 as pb
+
+Write = Callable[[pb.GenerateStreamResponse], Coroutine[asyncio.Future[None], None, None]]
+"""`ServicerContext.write` of a call."""
+
+
+class WriteRound:
+    """The writers that have something to do, for one callback of the event loop."""
+
+    def __init__(self) -> None:
+        self._writers: list[StreamWriter] = []
+
+    def add(self, writer: "StreamWriter") -> None:
+        """Has a writer go on soon, together with all others that are added until then."""
+        if not self._writers:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._writers.append(writer)
+
+    def _run(self) -> None:
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.go_on()
+
+
+class StreamWriter:
+    """Writes one request's events to its call, one message at a time.
+
+    A task of its own would take several turns of the event loop for each token.
+    This one is called when there is something to do, and otherwise not: when its
+    stream has something new, or, if that comes while a message is being written,
+    when that message is. Deltas that come meanwhile are coalesced in the stream.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_ended",
+        "_is_last",
+        "_round",
+        "_stream",
+        "_write",
+        "_write_message",
+        "_writing_since_s",
+        "call",
+    )
+
+    def __init__(self, stream: OutputStream, write: Write, call: Call, write_round: WriteRound, clock: Clock) -> None:
+        self.call = call
+        self._stream = stream
+        self._write_message = write
+        self._round = write_round
+        self._clock = clock
+        self._write: BegunWrite | None = None
+        self._writing_since_s = 0.0
+        self._is_last = False
+        """Whether the last event of the stream is being written, or was."""
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def writing_since_s(self) -> float | None:
+        """When the write that is under way began; None while none is."""
+        return self._writing_since_s if self._write is not None and self._write.is_waiting else None
+
+    async def run(self) -> None:
+        """Writes until the last event is written. Call once.
+
+        Raises:
+            HeadraceError: the error that the stream was ended with, after everything before it was written.
+            grpc.aio.BaseError: the call takes no more messages.
+        """
+        self.go_on()
+        try:
+            await self._ended
+        finally:
+            if self._write is not None:
+                self._write.close()
+
+    def go_on(self) -> None:
+        """Writes what there is to write, as far as that is possible without waiting."""
+        if self._ended.done():
+            return
+        try:
+            self._write_events()
+        except Exception as error:  # noqa: BLE001  # it is this call's, raised where its handler waits
+            self._ended.set_exception(error)
+
+    def _write_events(self) -> None:
+        while self._settle():
+            if self._is_last:
+                self._ended.set_result(None)
+                return
+            event = self._stream.take()
+            if event is None:
+                self._stream.when_filled(self._ask_to_go_on)
+                return
+            self._is_last = isinstance(event, GenerationFinished)
+            self._writing_since_s = self._clock.now()
+            self._write = BegunWrite(self._write_message(event_to_proto(event)))
+
+    def _settle(self) -> bool:
+        """Returns whether the next message can be written; if not, arranges for being called again."""
+        if self._write is None:
+            return True
+        if self._write.is_done():
+            self._write = None
+            self.call.message_count += 1
+            return True
+        if self._is_last or self._stream.has_event:
+            self._write.when_ready(self._ask_to_go_on)
+        else:
+            # The usual case: the message will be written before there is another one, so nobody has to say so.
+            self._stream.when_filled(self._ask_to_go_on)
+        return False
+
+    def _ask_to_go_on(self) -> None:
+        self._round.add(self)
