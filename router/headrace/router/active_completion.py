@@ -106,8 +106,8 @@ class ActiveCompletion:
     def _take(self, text: str, token_ids: tuple[int, ...], reports: tuple[RowLogprobs, ...]) -> None:
         """Counts tokens and passes them on. What is reported beyond them came after a stop sequence."""
         self.generated_count += len(token_ids)
-        reports = tuple(report for report in reports if not report.is_prompt)
         if reports:
+            reports = tuple(report for report in reports if not report.is_prompt)
             values = (value for report in reports for value in report.logprobs)
             self._logprob_sum += sum(islice(values, len(token_ids)))
         if self._logprobs is None:

@@ -29,8 +29,10 @@ class WriteRound:
 
     def _run(self) -> None:
         writers, self._writers = self._writers, []
-        for writer in writers:
-            writer.go_on()
+        # All messages first, then all writes: gRPC's code and the kernel's push ours out of the processor's caches.
+        ready = [writer for writer in writers if writer.prepare()]
+        for writer in ready:
+            writer.begin()
 
 
 class StreamWriter:
@@ -46,6 +48,7 @@ class StreamWriter:
         "_clock",
         "_ended",
         "_is_last",
+        "_message",
         "_round",
         "_stream",
         "_write",
@@ -60,6 +63,8 @@ class StreamWriter:
         self._write_message = write
         self._round = write_round
         self._clock = clock
+        self._message: pb.GenerateStreamResponse | None = None
+        """What `prepare` made and `begin` will write."""
         self._write: BegunWrite | None = None
         self._writing_since_s = 0.0
         self._is_last = False
@@ -78,34 +83,42 @@ class StreamWriter:
             HeadraceError: the error that the stream was ended with, after everything before it was written.
             grpc.aio.BaseError: the call takes no more messages.
         """
-        self.go_on()
+        self._ask_to_go_on()
         try:
             await self._ended
         finally:
             if self._write is not None:
                 self._write.close()
 
-    def go_on(self) -> None:
-        """Writes what there is to write, as far as that is possible without waiting."""
-        if self._ended.done():
-            return
+    def prepare(self) -> bool:
+        """Makes the next message; returns whether there is one that can be written now."""
         try:
-            self._write_events()
-        except Exception as error:  # noqa: BLE001  # it is this call's, raised where its handler waits
-            self._ended.set_exception(error)
-
-    def _write_events(self) -> None:
-        while self._settle():
+            if self._ended.done() or not self._settle():
+                return False
             if self._is_last:
                 self._ended.set_result(None)
-                return
+                return False
             event = self._stream.take()
             if event is None:
                 self._stream.when_filled(self._ask_to_go_on)
-                return
+                return False
             self._is_last = isinstance(event, GenerationFinished)
-            self._writing_since_s = self._clock.now()
-            self._write = BegunWrite(self._write_message(event_to_proto(event)))
+            self._message = event_to_proto(event)
+        except Exception as error:  # noqa: BLE001  # it is this call's, raised where its handler waits
+            self._ended.set_exception(error)
+            return False
+        return True
+
+    def begin(self) -> None:
+        """Begins to write the message that was prepared."""
+        assert self._message is not None, "prepare said so"
+        self._writing_since_s = self._clock.now()
+        try:
+            self._write = BegunWrite(self._write_message(self._message))
+            if self._settle():
+                self._ask_to_go_on()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._ended.set_exception(error)
 
     def _settle(self) -> bool:
         """Returns whether the next message can be written; if not, arranges for being called again."""
