@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -30,25 +29,25 @@ class Team {
 
   // Returns when every thread has called this as often.
   void wait() {
-    const int64_t generation = generation_.load(std::memory_order_acquire);
+    const int32_t generation = generation_.load(std::memory_order_acquire);
     if (arrived_count_.fetch_add(1, std::memory_order_acq_rel) + 1 == thread_count_) {
       arrived_count_.store(0, std::memory_order_relaxed);
       generation_.store(generation + 1, std::memory_order_release);
+      generation_.notify_all();
       return;
     }
-    for (int64_t spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin) {
-      if (spin < kSpinCount) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
+    for (int64_t spin = 0; spin < kSpinCount; ++spin) {
+      if (generation_.load(std::memory_order_acquire) != generation) return;
+      pause();
     }
+    generation_.wait(generation, std::memory_order_acquire);
   }
 
  private:
   // NOTE: some tens of microseconds, longer than a task. Who is still missing then has lost its core to another
-  // process, which this core may serve meanwhile.
-  static constexpr int64_t kSpinCount = 1000;
+  // process, which this core may serve meanwhile. A thread that yielded instead would come back only after the others'
+  // whole time slices; one that sleeps is let in when it is woken.
+  static constexpr int64_t kSpinCount = 400;
 
   static void pause() {
 #if defined(__x86_64__)
@@ -64,7 +63,7 @@ class Team {
   std::vector<Counter> counters_;
   int64_t thread_count_ = 1;
   alignas(64) std::atomic<int64_t> arrived_count_ = 0;
-  alignas(64) std::atomic<int64_t> generation_ = 0;
+  alignas(64) std::atomic<int32_t> generation_ = 0;
 };
 
 }  // namespace headrace
