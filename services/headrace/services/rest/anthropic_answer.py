@@ -1,10 +1,11 @@
 """The shapes of Anthropic's answers, and its errors."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import orjson
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client.results import CompletionEnd, FinishReason, Generation, Usage
 from headrace.contract.errors import HeadraceError

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.contract.errors import HeadraceError
 from headrace.services.log import Event, bind_request, logger
+from headrace.services.rest.description import DESCRIPTION_ROUTES
 from headrace.services.rest.endpoints import ENDPOINTS, OPENAI, Dialect, Endpoint
 from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.http_request import ClientGone
@@ -40,7 +41,7 @@ def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIAp
             )
         )
     return Starlette(
-        routes=[_route(endpoint, sidecar) for endpoint in ENDPOINTS],
+        routes=[*DESCRIPTION_ROUTES, *(_route(endpoint, sidecar) for endpoint in ENDPOINTS)],
         middleware=middleware,
         exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
     )

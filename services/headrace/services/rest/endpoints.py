@@ -11,6 +11,7 @@ from headrace.contract.errors import HeadraceError
 from headrace.services.rest import anthropic_answer, openai_answer, responses_fields, tgi_answer
 from headrace.services.rest.anthropic_fields import MessagesBody, PromptBody
 from headrace.services.rest.anthropic_messages import count_tokens, create_message
+from headrace.services.rest.errors import statuses_of
 from headrace.services.rest.health import get_health
 from headrace.services.rest.openai_chat import ChatBody, ChatCompletion, create_chat_completion
 from headrace.services.rest.openai_completions import CompletionBody, TextCompletion, create_completion
@@ -33,14 +34,20 @@ class Dialect:
     name: str
     write_error: Callable[[HeadraceError, Mapping[str, str]], Response]
     error_shape: type
+    statuses: Mapping[int, str]
+    """The statuses of its errors, and the reasons of the contract behind each."""
 
 
-OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody)
+_STATUSES = statuses_of(lambda words: words.status)
+OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody, _STATUSES)
 RESPONSES = Dialect(
-    "OpenAI", partial(openai_answer.error_response, names=responses_fields.FIELD_NAMES), openai_answer.ErrorBody
+    "OpenAI",
+    partial(openai_answer.error_response, names=responses_fields.FIELD_NAMES),
+    openai_answer.ErrorBody,
+    _STATUSES,
 )
-ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError)
-TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError)
+ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError, _STATUSES)
+TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError, statuses_of(lambda words: words.tgi_status))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Maps every error to an HTTP status and to the words that each protocol has for it: the one table."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from headrace.client.errors import ServerStatusError, ServerUnreachable, StreamBroken
@@ -83,6 +83,9 @@ TABLE: Mapping[type[HeadraceError], ErrorWords] = {
 }
 """Words of each class; a subclass that is not listed has those of its parent."""
 
+_HTTP_STATUSES = (400, 404, 405, 413, 415)
+"""What may be wrong with a request before its content is understood."""
+
 _HTTP_TYPES = {404: "not_found_error", 413: "request_too_large"}
 
 _GROUP = re.compile(r"^(?:sampling|stopping|output|chat|constraint)\.")
@@ -94,6 +97,16 @@ def words_of(error: HeadraceError) -> ErrorWords:
         anthropic_type = _HTTP_TYPES.get(error.status, _INVALID)
         return ErrorWords(error.status, _INVALID, error.status, "validation", anthropic_type)
     return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+
+
+def statuses_of(status: Callable[[ErrorWords], int]) -> dict[int, str]:
+    """Returns the statuses of a protocol, each with the reasons that it stands for."""
+    reasons: dict[int, list[str]] = {}
+    for kind, words in TABLE.items():
+        reasons.setdefault(status(words), []).append(kind.reason)
+    for number in _HTTP_STATUSES:
+        reasons.setdefault(number, []).append(HttpProblem.reason)
+    return {number: ", ".join(dict.fromkeys(reasons[number])) for number in sorted(reasons)}
 
 
 def violations_of(error: HeadraceError, names: Mapping[str, str]) -> tuple[FieldViolation, ...]:

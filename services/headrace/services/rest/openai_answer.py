@@ -1,10 +1,11 @@
 """What OpenAI's endpoints have in common in their answers: usage, reasons to end, log-probabilities and errors."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import orjson
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client.results import CompletionEnd, FinishReason, TokenLogprob, Usage
 from headrace.contract.errors import FeatureUnsupported, HeadraceError, RequestAborted

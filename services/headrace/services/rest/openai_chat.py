@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import orjson
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client import calls
 from headrace.client.options import ChatOptions

@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client import calls
 from headrace.client.options import GenerateOptions

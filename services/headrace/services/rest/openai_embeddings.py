@@ -2,10 +2,11 @@
 
 import base64
 import struct
-from typing import Literal, TypedDict
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client import calls
 from headrace.client.options import EmbedOptions

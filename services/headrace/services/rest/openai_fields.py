@@ -35,7 +35,7 @@ FIELD_NAMES = {
 _PLACEHOLDERS = frozenset({"tgi", "dummy"})
 """What TGI's users, and Hugging Face's client, say for whatever is served."""
 
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
 JsonMapping = dict[str, Any]
 
 

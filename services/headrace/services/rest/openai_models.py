@@ -1,9 +1,10 @@
 """`/v1/models`: what is served, as OpenAI lists it."""
 
-from typing import Literal, TypedDict
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client.operations import Model
 from headrace.services.rest import openai_answer as answer

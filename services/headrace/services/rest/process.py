@@ -150,6 +150,9 @@ def listen(address: Address, *, allows_remote_plaintext: bool) -> tuple[socket.s
             case TcpAddress(host, port):
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+                # Connections inherit it. Without it the first event would wait until the status was acknowledged;
+                # asyncio sets it by itself only for sockets that name their protocol, which these do not.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return listener, str(TcpAddress(host, listener.getsockname()[1]))
     except OSError as error:
         raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error

@@ -1,7 +1,9 @@
 """The shape of the answers of `/v1/responses`: an object whose output is a list of items."""
 
 import time
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from headrace.client.results import CompletionEnd, FinishReason, Generation, Usage
 from headrace.contract.errors import HeadraceError

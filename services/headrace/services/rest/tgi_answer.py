@@ -1,9 +1,9 @@
 """The shapes of Text Generation Inference's answers, and its errors."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypedDict
 
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client.results import Completion, FinishReason, Generation, TokenLogprob
 from headrace.contract.errors import HeadraceError

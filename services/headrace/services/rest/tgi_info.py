@@ -1,10 +1,10 @@
 """`/info`, `/tokenize` and `/chat_tokenize`: what Text Generation Inference tells of a model and of a text."""
 
 from importlib.metadata import version
-from typing import TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from headrace.client import calls
 from headrace.client.options import TokenizeChatOptions

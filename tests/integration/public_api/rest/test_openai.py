@@ -175,17 +175,17 @@ async def test_a_full_queue_is_429_with_a_time(deploy_rest: Callable[..., Any]) 
 
 @pytest.mark.parametrize("is_stream", [True, False])
 async def test_hanging_up_frees_the_blocks(deploy_rest: Callable[..., Any], is_stream: bool) -> None:
-    async with deploy_rest(engine=FakeOptions(step_time_s=0.02)) as rest:
+    async with deploy_rest(engine=FakeOptions(step_time_s=0.05)) as rest:
         body = {"prompt": "Once upon a time", "max_tokens": 2000, "ignore_eos": True, "stream": is_stream}
         async with httpx2.AsyncClient(base_url=rest.base_url) as http:
             asking = asyncio.ensure_future(read_all(http, body))
             await rest.router.until(lambda: rest.router.stats().running_count == 1)
+            step_count = rest.router.stats().step_count
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        step_count = rest.router.stats().step_count
         await rest.router.until(lambda: rest.router.stats().running_count == 0)
         assert rest.router.stats().leased_block_count == 0
-        assert rest.router.stats().step_count - step_count <= 4  # two to notice, two that were in flight
+        assert rest.router.stats().step_count - step_count <= 2
         rest.router.check_integrity()
 
 

@@ -1,0 +1,161 @@
+"""Bodies, headers and connections as nobody should send them: refused, and nothing is left behind."""
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+
+# Whoever takes the bound away waits for no more than this.
+HEADERS = {"content-type": "application/json", "x-request-timeout-s": "0.3"}
+
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 2,
+        "stop": ["a"],
+        "logit_bias": {"5": 1.0},
+        "response_format": {"type": "text"},
+        "chat_template_kwargs": {"a": [1]},
+    },
+    "/v1/completions": {"prompt": [[1, 2], [3]], "max_tokens": 2, "n": 1, "seed": 7, "stream": True},
+    "/v1/responses": {"input": [{"role": "user", "content": "x"}], "max_output_tokens": 2, "text": {"format": None}},
+    "/v1/embeddings": {"input": ["x", "y"], "pooling": "mean", "dimensions": 2},
+    "/v1/messages": {
+        "model": "",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "max_tokens": 2,
+        "system": "y",
+    },
+    "/generate": {"inputs": "x", "parameters": {"max_new_tokens": 2, "stop": ["a"]}},
+    "/tokenize": {"inputs": "x"},
+    "/invocations": {"inputs": "x", "parameters": {"max_new_tokens": 2}},
+}
+
+ODDITIES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**64,
+    10**400,
+    -(10**30),
+    1e308,
+    0.1,
+    "",
+    "\x00",
+    "\ud800",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"type": "text"},
+    ["\ud83d"],
+    [[2**40]],
+]
+
+
+def mutate(value: Any, random_source: random.Random) -> Any:
+    """Returns a copy with something odd somewhere."""
+    if random_source.random() < 0.25:
+        return random_source.choice(ODDITIES)
+    if isinstance(value, dict) and value:
+        key = random_source.choice(list(value))
+        if random_source.random() < 0.2:
+            return {name: entry for name, entry in value.items() if name != key}
+        return value | {key: mutate(value[key], random_source)}
+    if isinstance(value, list) and value:
+        index = random_source.randrange(len(value))
+        return [*value[:index], mutate(value[index], random_source), *value[index + 1 :]]
+    return random_source.choice(ODDITIES)
+
+
+async def test_odd_bodies_are_answered_or_refused(rest: Any) -> None:
+    random_source = random.Random(1)
+    for path in [*VALID] * 40:
+        body = json.dumps(mutate(VALID[path], random_source)).encode()
+        response = await rest.http.post(path, content=body, headers=HEADERS)
+        assert response.status_code < 500 or response.status_code == 504, (body[:300], response.text)
+    await rest.idle()
+
+
+async def test_cut_and_flipped_bytes_are_refused_or_answered(rest: Any) -> None:
+    random_source = random.Random(2)
+    for path in [*VALID] * 20:
+        whole = json.dumps(VALID[path]).encode()
+        body = bytearray(whole[: random_source.randrange(len(whole) + 1)])
+        for _ in range(random_source.randrange(3)):
+            if body:
+                body[random_source.randrange(len(body))] = random_source.randrange(256)
+        response = await rest.http.post(path, content=bytes(body), headers=HEADERS)
+        assert response.status_code < 500 or response.status_code == 504, bytes(body)
+    await rest.idle()
+
+
+ENCODINGS = [
+    b"[" * 100_000,
+    b'{"prompt":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    b'{"prompt":"x","prompt":"y","max_tokens":1}',
+    b'\xef\xbb\xbf{"prompt":"x"}',
+    b'{"prompt":"\xff"}',
+    b'{"prompt":NaN}',
+    b'{"prompt":"x","temperature":Infinity}',
+    '{"prompt":"x"}'.encode("utf-16"),
+    b"null",
+    b'"x"',
+]
+
+
+async def test_encodings_and_depths(rest: Any) -> None:
+    for body in ENCODINGS:
+        response = await rest.http.post("/v1/completions", content=body, headers=HEADERS)
+        assert response.status_code in (200, 400), body[:50]
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+STREAM = b'{"prompt":"x","max_tokens":3000,"ignore_eos":true,"stream":true}'
+WHOLE = STREAM.replace(b"true}", b"false}")
+
+
+def with_body(body: bytes, length: int | None = None) -> bytes:
+    return HEAD + b"content-length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+BROKEN = [
+    b"",
+    b"POST /v1/comp",
+    HEAD,
+    with_body(STREAM[:20], len(STREAM)),
+    HEAD + b'transfer-encoding: chunked\r\n\r\n5\r\n{"pro',
+    HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    with_body(STREAM),
+    with_body(WHOLE),
+    with_body(WHOLE) + with_body(WHOLE),
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/9.9\r\n\r\n",
+    with_body(b"", -5),
+]
+
+
+@pytest.mark.parametrize("ending", ["half-closed", "closed", "reset"])
+async def test_connections_that_end_anywhere(rest: Any, ending: str) -> None:
+    host, _, port = rest.base_url.removeprefix("http://").partition(":")
+    for sent in BROKEN:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        await writer.drain()
+        if sent in (with_body(STREAM), with_body(WHOLE)):
+            await rest.router.until(lambda: rest.router.stats().running_count == 1)
+        if ending == "half-closed":
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(), 10)
+        if ending == "reset":
+            writer.transport.abort()
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        await rest.idle()
+    assert (await rest.post("/v1/completions", prompt="x", max_tokens=1)).status_code == 200
