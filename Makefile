@@ -80,6 +80,18 @@ $(PROMETHEUS):
 	@cd $(PROMETHEUS_HOME) && apt-get download prometheus && dpkg -x prometheus_*.deb .
 	@touch $@
 
+.PHONY: test-clients
+test-clients: $(VENV)/.ready build/clients/.ready ## Proves the sidecar by LangChain, text-generation, schemathesis and curl
+	@$(BIN)/python scripts/test_clients.py
+
+build/clients/.ready: tests/clients/current.txt tests/clients/tgi.txt
+	@for name in current tgi; do \
+		echo "== build/clients/$$name"; \
+		$(PYTHON) -m venv build/clients/$$name && \
+		build/clients/$$name/bin/python -m pip install --disable-pip-version-check --quiet -r tests/clients/$$name.txt || exit 1; \
+	done
+	@touch $@
+
 .PHONY: fmt
 fmt: $(VENV)/.ready ## Formats the code, and renews the pages that are written from it
 	@$(BIN)/ruff check --quiet --fix-only .

@@ -27,9 +27,10 @@ class ServerFailed(Exception):
 class HeadraceServer:
     """A router and a shard, each in a process of its own, and a client here."""
 
-    def __init__(self, process: asyncio.subprocess.Process, client: AsyncClient) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, client: AsyncClient, address: str) -> None:
         self._process = process
         self.client = client
+        self.address = address
 
     @classmethod
     async def start(cls, model: str, *options: str, log: Path) -> Self:
@@ -52,8 +53,9 @@ class HeadraceServer:
         if not line:
             await process.wait()
             raise ServerFailed(f"the server ended with status {process.returncode}; its log is {log}")
-        client = AsyncClient(line.split()[-1], deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,))
-        return cls(process, client)
+        address = line.split()[-1]
+        client = AsyncClient(address, deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,))
+        return cls(process, client, address)
 
     @property
     def process_id(self) -> int:

@@ -114,7 +114,12 @@ def _singles(result: Result) -> Iterable[str]:
 
 
 def _router_rows(router: Result) -> Iterable[tuple[str, str, Sequence[float]]]:
-    units = {"cpu": "us of CPU per token, 64 streams", "latency": "ms added per token, 32 streams"}
+    units = {
+        "cpu": "us of CPU per token, 64 streams",
+        "sidecar_cpu": "us of CPU per token on top, HTTP, 64 streams",
+        "sidecar_first_token": "ms added to the first token, HTTP",
+        "latency": "ms added per token, 32 streams",
+    }
     for kind, unit in units.items():
         for name, values in router.get(kind, {}).items():
             yield name, unit, values

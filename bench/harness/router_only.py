@@ -1,7 +1,8 @@
 """What routing alone costs: processor time per token, and the time that the way to the client adds.
 
 The engine is the fake one at a fixed step time, so that nothing but the router
-can be slow. SMG gets a worker that paces its streams the same way.
+can be slow. SMG gets a worker that paces its streams the same way. The sidecar's cost for HTTP comes on top of the
+router's.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any
 from harness.headrace_server import HeadraceServer
 from harness.peer_process import clean_environment, python_of
 from harness.processes import cpu_s, tree_cpu_s
+from harness.sidecar import measure_sidecar
 from harness.systems import DRIVERS, LOGS, PEERS
 from harness.workloads import VOCABULARY_SIZE, Request
 from headrace.client.bench_profile import step_profile
@@ -30,14 +32,26 @@ _LINE_LIMIT_BYTES = 2**20
 async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     """Returns microseconds of processor time per token, and milliseconds added per token, round by round."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"cpu": {"headrace": []}, "latency": {"p50": [], "p99": []}}
+    result: dict[str, Any] = {
+        "cpu": {"headrace": []},
+        "sidecar_cpu": {"headrace rest": []},
+        "sidecar_first_token": {"headrace rest": []},
+        "latency": {"p50": [], "p99": []},
+    }
     smg = await _start_smg()
     server = await _start_paced(model, CPU_STEP_S)
     try:
         for round_index in range(round_count + 1):
             ours = await _cpu_per_token(server, round_index)
             theirs = None if smg is None else await _smg_cpu_per_token(smg)
+            http_us, http_ms = await measure_sidecar(server, round_index=round_index)
             if round_index:
+                result["sidecar_cpu"]["headrace rest"].append(http_us)
+                result["sidecar_first_token"]["headrace rest"].append(http_ms)
+                print(
+                    f"router {round_index}: over HTTP {http_us:.1f} us more, first token {http_ms:.2f} ms later",
+                    flush=True,
+                )
                 result["cpu"]["headrace"].append(ours)
                 if smg is not None:
                     result["cpu"].setdefault(f"SMG {smg[1]['version']}", []).append(theirs)

@@ -74,7 +74,8 @@ async def test_counters_tell_what_was_asked_for(deploy: Deploy) -> None:
     assert told.get("headrace_prefix_queried_tokens_total", **REPLICA) == 200
     assert told.get("headrace_prefix_hit_tokens_total", **REPLICA) == 3 * 32
     step_count = told.get("headrace_step_rows_count", **REPLICA)
-    assert step_count == told.get("headrace_step_duration_seconds_count", **REPLICA, part="forward")
+    # A step is counted when it is planned and timed when it is answered; the last ones may be under way.
+    assert 0 <= step_count - told.get("headrace_step_duration_seconds_count", **REPLICA, part="forward") <= 2
     assert told.get("headrace_step_tokens_sum", **REPLICA) == told.get("headrace_computed_tokens_total", **REPLICA)
     assert told.sum("headrace_kv_blocks") == told.get("headrace_kv_block_capacity", **REPLICA) == 2048
     assert told.get("headrace_kv_blocks", **REPLICA, state="cached") > 0

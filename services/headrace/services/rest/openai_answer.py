@@ -1,6 +1,7 @@
 """What OpenAI's endpoints have in common in their answers: usage, reasons to end, log-probabilities and errors."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -14,6 +15,9 @@ from headrace.services.rest.openai_fields import FIELD_NAMES
 from headrace.v1 import generate_service_pb2 as pb
 
 DONE = b"data: [DONE]\n\n"
+
+SYSTEM_FINGERPRINT = f"headrace-{version('headrace')}"
+"""What answered; some clients insist on one."""
 
 Json = dict[str, Any]
 

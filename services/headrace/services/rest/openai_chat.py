@@ -93,7 +93,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: answer.OpenAiUsage
-    system_fingerprint: str | None
+    system_fingerprint: str
 
 
 async def create_chat_completion(request: Request, exchange: Exchange) -> Response:
@@ -119,7 +119,7 @@ def _completion(generation: Generation) -> ChatCompletion:
         "model": generation.model,
         "choices": [_choice(completion) for completion in generation.completions],
         "usage": answer.usage_of(generation.usage),
-        "system_fingerprint": None,
+        "system_fingerprint": answer.SYSTEM_FINGERPRINT,
     }
 
 
@@ -159,6 +159,7 @@ class ChatWriter:
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": started.model,
+            "system_fingerprint": answer.SYSTEM_FINGERPRINT,
         }
         self._head = b"data: " + orjson.dumps(chunk)[:-1] + b',"choices":'
         return self._open(0)

@@ -82,7 +82,7 @@ class TextCompletion(TypedDict):
     model: str
     choices: list[TextChoice]
     usage: answer.OpenAiUsage
-    system_fingerprint: str | None
+    system_fingerprint: str
 
 
 async def create_completion(request: Request, exchange: Exchange) -> Response:
@@ -164,7 +164,7 @@ def _merged(generations: Sequence[Generation], echoes: Sequence[str], top_count:
         "model": generations[0].model,
         "choices": choices,
         "usage": answer.sum_usages(answer.usage_of(generation.usage) for generation in generations),
-        "system_fingerprint": None,
+        "system_fingerprint": answer.SYSTEM_FINGERPRINT,
     }
 
 
@@ -197,7 +197,7 @@ class TextWriter:
     def started(self, started: pb.GenerationStarted) -> bytes:
         """Keeps what every chunk repeats."""
         self.model = started.model
-        head = orjson.dumps(self._identity | {"model": started.model})
+        head = orjson.dumps(self._identity | {"model": started.model, "system_fingerprint": answer.SYSTEM_FINGERPRINT})
         self._head = b"data: " + head[:-1] + b',"choices":'
         return b""
 
