@@ -88,6 +88,7 @@ FILLED = """{
   "model": "m", "requestId": "r", "text": "once", "adapter": "a", "cacheSalt": "s", "priority": 2,
   "completionCount": 3, "bestOf": 4, "truncatePromptTokenCount": 5, "addSpecialTokens": true,
   "watermark": {"enabled": true, "key": "k", "gamma": 0.25, "delta": 1.5}, "constraint": {"regex": "a+"},
+  "speculation": true,
   "stopping": {"maxNewTokenCount": 6, "minNewTokenCount": 1, "stopSequences": ["x"], "stopTokenIds": [7],
     "ignoreEndOfSequence": true, "includeStopSequence": true, "timeLimit": "1.25s"},
   "output": {"tokenLogprobs": true, "topLogprobCount": 8, "promptLogprobs": true, "includeSpecialTokens": true,
@@ -126,6 +127,7 @@ def test_every_field_arrives() -> None:
         truncate_prompt_token_count=5,
         add_special_tokens=True,
         watermark=WatermarkOptions(enabled=True, key="k", gamma=0.25, delta=1.5),
+        speculation=True,
     )
 
 

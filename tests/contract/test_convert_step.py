@@ -132,6 +132,8 @@ results = st.builds(
         max_size=3,
     ).map(tuple),
     vectors=st.lists(st.builds(RowVector, int32s, st.binary(max_size=12)), max_size=3).map(tuple),
+    draft_rows=columns(int32s),
+    draft_token_counts=columns(int32s),
     timings=st.builds(StepTimings, queued_s=floats, prepare_s=floats, forward_s=floats, sample_s=floats),
 )
 descriptions = st.builds(
@@ -149,6 +151,7 @@ descriptions = st.builds(
     row_limit=int32s,
     token_limit=int32s,
     hidden_size=int32s,
+    draft_token_limit=int32s,
 )
 
 

@@ -42,6 +42,7 @@ requests = st.builds(
     cache_salt=st.sampled_from(["one", "one", "one", "two"]),
     priority=st.integers(-2, 2),
     pooling=st.sampled_from([None, None, None, Pooling.MEAN, Pooling.LAST]),
+    may_draft=st.sampled_from([True, True, False]),
 )
 
 limits_of_any_size = st.builds(
@@ -52,6 +53,7 @@ limits_of_any_size = st.builds(
     step_row_limit=st.integers(1, 8),
     steps_in_flight=st.integers(1, 3),
     prefill_chunk_token_limit=st.none() | st.integers(1, 12),
+    draft_token_limit=st.sampled_from([0, 0, 1, 3, 7]),
     priority_head_start_s=st.sampled_from([0.0, 3.0]),
 )
 

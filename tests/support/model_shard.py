@@ -95,6 +95,9 @@ class ModelShard:
     block_count: int
     row_limit: int
     token_limit: int
+    draft_token_limit: int = 0
+    """Most tokens that a row guesses ahead in a step."""
+    steps_in_flight: int = 1
     failing_ids: set[int] = field(default_factory=set)
     """Sequences that fail with a row error the next time they compute."""
     deadly_positions: dict[int, int] = field(default_factory=dict)
@@ -168,6 +171,7 @@ class ModelShard:
         ends: dict[int, RowEnd] = {}
         errors: list[RowError] = []
         vectors: list[RowVector] = []
+        drafts: dict[int, int] = {}
         for number, (row, chunk) in enumerate(zip(self.rows, chunks, strict=True)):
             counts.append(0)
             if chunk == 0:
@@ -177,15 +181,24 @@ class ModelShard:
                 row.is_over = True
                 errors.append(RowError(number, "OUT_OF_LUCK", "as the test asked"))
                 continue
+            drafted = self._draft(row, chunk)
             token_id = self._advance(row, chunk)
             if row.is_over and row.admitted.pooling is not None:
                 ends[number] = RowEnd.POOLED
                 vectors.append(RowVector(number, pooled_vector(row.computed_kv, row.admitted.pooling.pooling)))
             if token_id is None:
                 continue
+            if drafted:
+                drafts[number] = len(drafted)
+                self._write_ahead(row, drafted)
             counts[-1] = 1
             sampled.append(token_id)
-            end = end_of(token_id, len(row.token_ids), row.admitted.prompt_token_count, row.admitted.stopping)
+            while (end := self._end(row)) is None and drafted[:1] == [row.token_ids[-1]]:
+                del drafted[0]
+                token_id = self._advance(row, 1)
+                assert token_id is not None
+                counts[-1] += 1
+                sampled.append(token_id)
             if end is not None:
                 row.is_over = True
                 ends[number] = end
@@ -197,7 +210,33 @@ class ModelShard:
             row_ends=tuple(ends.values()),
             errors=tuple(errors),
             vectors=tuple(vectors),
+            draft_rows=tuple(drafts),
+            draft_token_counts=tuple(drafts.values()),
         )
+
+    def _end(self, row: ModelRow) -> RowEnd | None:
+        return end_of(row.token_ids[-1], len(row.token_ids), row.admitted.prompt_token_count, row.admitted.stopping)
+
+    def _draft(self, row: ModelRow, chunk: int) -> list[int]:
+        """Guesses ahead, right and wrong, as far as the contract leaves room."""
+        admitted, count = row.admitted, len(row.token_ids)
+        if not admitted.may_draft or chunk != 1 or row.computed_count + 1 != count:
+            return []
+        room = len(row.block_ids) * self.block_size - count - (self.steps_in_flight - 1)
+        limit = min(self.draft_token_limit, room, admitted.stopping.token_limit - 1 - count)
+        if limit < 1:
+            return []
+        truth = oracle(tuple(row.token_ids), admitted.adapter, RowStopRules(token_limit=count + 1 + limit))[count:]
+        wrong_at = hash((count, admitted.sequence_id)) % (limit + 1)
+        return [(token_id + (place == wrong_at)) % VOCABULARY_SIZE for place, token_id in enumerate(truth[:limit])]
+
+    def _write_ahead(self, row: ModelRow, drafted: list[int]) -> None:
+        """Writes the KV of guesses, which nobody may read before it is written again."""
+        for position in range(row.computed_count, row.computed_count + len(drafted)):
+            block_id = row.block_ids[position // self.block_size]
+            for other in self.rows:
+                require(other is row or block_id not in other.block_ids, f"block {block_id} is shared and gets a guess")
+            self.kv[block_id][position % self.block_size] = -1
 
     def _advance(self, row: ModelRow, chunk: int) -> int | None:
         """Computes a chunk; returns the sampled token if the chunk reached the last known one and is not pooled."""

@@ -30,6 +30,7 @@ def make_request(
     priority: int = 0,
     deadline_s: float | None = None,
     pooling: Pooling | None = None,
+    may_draft: bool = True,
 ) -> ValidRequest:
     """A request that ends after `new_token_count` tokens unless the model happens to draw an ending one.
 
@@ -55,6 +56,7 @@ def make_request(
         priority=priority,
         deadline_s=deadline_s,
         pooling=None if pooling is None else PoolingOptions(pooling=pooling),
+        may_draft=may_draft,
     )
 
 
@@ -95,6 +97,8 @@ class SchedulerRig:
             block_count=self.limits.block_count,
             row_limit=self.limits.step_row_limit,
             token_limit=self.limits.step_token_limit,
+            draft_token_limit=self.limits.draft_token_limit,
+            steps_in_flight=self.limits.steps_in_flight,
             deadly_positions=self.deadly_positions,
         )
         self.answers: deque[Answer] = deque()
@@ -208,7 +212,8 @@ class SchedulerRig:
         rows = [row for row in self.shard.rows if row.admitted.sequence_id not in plan.released_sequence_ids]
         for number, row in enumerate(rows):
             remaining_count = len(row.token_ids) - row.computed_count
-            if len(row.token_ids) == row.admitted.stopping.token_limit:
+            if len(row.token_ids) == row.admitted.stopping.token_limit and not self.limits.draft_token_limit:
+                # With drafts a row may have ended before the scheduler can know.
                 assert number in plan.held_rows, "a row computes past its limit"
             elif number in plan.held_rows:
                 assert row.is_over or remaining_count > 1, "a row that could decode is held"

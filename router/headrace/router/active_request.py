@@ -149,6 +149,8 @@ class ActiveRequest:
                 prompt_token_count=self.request.prompt_token_count,
                 cached_token_count=self._first.sequence.cached_token_count,
                 generated_token_count=self.generated_token_count,
+                drafted_token_count=sum(sequence.drafted_token_count for sequence in self.sequences),
+                accepted_token_count=sum(sequence.accepted_token_count for sequence in self.sequences),
             ),
             timings=self._timings(),
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headrace.contract.errors import FieldViolation, InvalidRequest, StartupError
+from headrace.contract.generation import ValidRequest
 from headrace.router.row import Row
 from headrace.router.sequence import Sequence
 
@@ -24,6 +25,8 @@ class SchedulerLimits:
     """Steps that may be unanswered."""
     prefill_chunk_token_limit: int | None = None
     """Most tokens of one sequence computed in one step; None sets no limit but the step's."""
+    draft_token_limit: int = 0
+    """Most tokens that a row draws in a step beyond the first."""
     priority_head_start_s: float = 0.0
     """How much earlier each level of priority lets a request seem to have arrived."""
 
@@ -98,6 +101,17 @@ def choose_chunk(row: Row, token_budget: int, limits: SchedulerLimits) -> int:
     chunk_limit = limits.prefill_chunk_token_limit
     count = min(row.remaining_count, token_budget)
     return count if chunk_limit is None else min(count, chunk_limit)
+
+
+def spare_slots(request: ValidRequest, limits: SchedulerLimits) -> int:
+    """Returns with how many slots beyond its next token's a row can draft as much as it likes; 0 if it may not.
+
+    Each step in flight may have taken all the drafts that it can, and leaves a
+    slot for each plan that was made before its answer.
+    """
+    if limits.draft_token_limit == 0 or not request.may_draft or request.pooling is not None:
+        return 0
+    return limits.steps_in_flight * limits.draft_token_limit + limits.steps_in_flight - 1
 
 
 def growth_reserve(rows: Iterable[Row]) -> int:

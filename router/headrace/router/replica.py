@@ -241,6 +241,7 @@ class Replica:
             step_row_limit=_lower(options.step_row_limit, description.row_limit),
             steps_in_flight=description.steps_in_flight,
             prefill_chunk_token_limit=options.prefill_chunk_token_limit,
+            draft_token_limit=description.draft_token_limit,
             priority_head_start_s=options.priority_head_start_s,
         )
 

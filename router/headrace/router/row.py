@@ -19,16 +19,19 @@ class Row:
     before anyone has seen it. The last token that the limit allows is never a
     target: nothing is sampled after it.
 
-    NOTE: a step that reaches the target is taken to sample exactly one token.
-    If an engine returns more, `receive` moves both counts on, but their slots
-    must have been leased: planning would have to ask for them.
+    A step that reaches the target is taken to sample one token. One with drafts
+    may bring more: until its answer is here, both counts are the least that can
+    be, and `receive` moves them on. The engine takes drafts only as far as the
+    table has room for them and for the steps that were planned without knowing.
     """
 
-    __slots__ = ("_target_limit", "number", "scheduled_count", "sequence", "table", "target_count")
+    __slots__ = ("_target_limit", "number", "scheduled_count", "sequence", "spare_count", "table", "target_count")
 
-    def __init__(self, *, sequence: Sequence, table: BlockTable) -> None:
+    def __init__(self, *, sequence: Sequence, table: BlockTable, spare_count: int = 0) -> None:
         self.sequence: Final = sequence
         self.table: Final = table
+        self.spare_count: Final = spare_count
+        """Slots that it would like to have beyond its next token's, for drafts."""
         self.scheduled_count = table.hit_token_count
         """Tokens computed once all unanswered steps are answered."""
         self.target_count = len(sequence.token_ids)
@@ -46,6 +49,11 @@ class Row:
     def may_grow(self) -> bool:
         """Whether it needs more blocks if it runs to its limit."""
         return self.table.slot_count < self._target_limit
+
+    @property
+    def wanted_slot_count(self) -> int:
+        """Slots with which its next token can be computed, and as many drafts as it may take."""
+        return min(self.scheduled_count + 1 + self.spare_count, self._target_limit)
 
     def schedule(self, token_count: int) -> None:
         """Plans to compute more tokens; at most `remaining_count`."""
@@ -65,8 +73,9 @@ class Row:
         if computed_count >= self.table.next_full_count:
             self.table.commit(tokens, computed_count)
         if len(token_ids) > 1:
-            self.scheduled_count += len(token_ids) - 1
-            self.target_count = min(self.target_count + len(token_ids) - 1, self._target_limit)
+            extra_count = len(token_ids) - 1
+            self.scheduled_count = min(self.scheduled_count + extra_count, self._target_limit)
+            self.target_count = min(self.target_count + extra_count, self._target_limit)
 
     def note_computed(self, computed_count: int) -> None:
         """Takes the answer of a step that ended short of the target."""

@@ -159,6 +159,7 @@ class Scheduler:
         self._answered_step_id = step.step_id
         self._counters.generated_token_count += len(result.token_ids)
         updates = step.receive(result)
+        step.count_drafts(result, self._counters)
         if result.ended_rows or result.errors:
             for update in updates:
                 if update.end is not None or update.error is not None:
@@ -191,7 +192,7 @@ class Scheduler:
         for sequence_id, unanswered_count in unanswered_counts.items():
             sequence = self._sequences.get(sequence_id)
             if sequence is not None:
-                sequence.suspect(unanswered_count)
+                sequence.suspect(unanswered_count * (1 + self._limits.draft_token_limit))
                 if sequence.loss_count >= LOSS_LIMIT:
                     self._end(sequence)
                     refused.append(sequence)
@@ -270,18 +271,24 @@ class Scheduler:
         for row in tuple(self._rows.values()):
             if row.target_count - row.scheduled_count != 1:
                 lagging.append(row)
-            elif row.scheduled_count < row.table.slot_count or self._grow(draft, row):
+            elif row.scheduled_count + row.spare_count < row.table.slot_count or self._grow(draft, row):
                 row.schedule(1)
         lagging = [row for row in lagging if not row.table.is_released]
         draft.token_budget -= len(self._rows) - len(lagging)
         return lagging
 
     def _grow(self, draft: StepDraft, row: Row) -> bool:
-        """Leases the block for a row's next token, whoever has to give way; False if that is the row itself."""
-        while not row.table.is_released:
+        """Leases the block for a row's next token, whoever has to give way; False if that is the row itself.
+
+        What it would like for drafts it gets as long as every row could still have a block.
+        """
+        block_count = row.table.missing_block_count(row.wanted_slot_count)
+        if block_count + len(self._rows) > self._kv.pool.available_count:
             block_count = row.table.missing_block_count(row.scheduled_count + 1)
+        while not row.table.is_released:
             if block_count <= self._kv.pool.available_count:
-                draft.add_blocks(row, row.table.grow(block_count))
+                if block_count:
+                    draft.add_blocks(row, row.table.grow(block_count))
                 return True
             self._preempt(draft, policy.choose_victim(self._rows.values(), self._limits))
         return False
@@ -329,7 +336,7 @@ class Scheduler:
             self._counters.prompt_token_count += sequence.request.prompt_token_count
             self._counters.cached_token_count += table.hit_token_count
         self._probation.begin(sequence)
-        row = Row(sequence=sequence, table=table)
+        row = Row(sequence=sequence, table=table, spare_count=policy.spare_slots(sequence.request, self._limits))
         self._rows[sequence.sequence_id] = row
         draft.admit(row)
         draft.compute(row, policy.choose_chunk(row, draft.token_budget, self._limits))

@@ -42,9 +42,11 @@ class Sequence:
     __slots__ = (
         "_cleared_at_count",
         "_state",
+        "accepted_token_count",
         "admission_count",
         "arrival_s",
         "cached_token_count",
+        "drafted_token_count",
         "last_token_s",
         "loss_count",
         "preemption_count",
@@ -71,6 +73,10 @@ class Sequence:
         """Prompt tokens that the prefix cache held when the sequence was first admitted."""
         self.last_token_s: float | None = None
         """When its last token was delivered; for whoever measures, the scheduler has no clock."""
+        self.drafted_token_count = 0
+        """Tokens that the engine guessed ahead for it."""
+        self.accepted_token_count = 0
+        """Of these, tokens that it drew."""
         self.admission_count = 0
         self.preemption_count = 0
         self.loss_count = 0
@@ -127,10 +133,10 @@ class Sequence:
             raise ServerError(f"sequence {self.sequence_id} cannot go from {self._state} to {state}")
         self._state = state
 
-    def suspect(self, unanswered_step_count: int) -> None:
-        """Notes that a shard died while it computed this many steps of the sequence."""
+    def suspect(self, unanswered_token_count: int) -> None:
+        """Notes that a shard died in steps that would have brought the sequence at most this many tokens."""
         self.loss_count = self.loss_count + 1 if self.is_suspect else 1
-        self._cleared_at_count = len(self.token_ids) + unanswered_step_count
+        self._cleared_at_count = len(self.token_ids) + unanswered_token_count
 
     def __repr__(self) -> str:
         return f"Sequence({self.sequence_id}, {self._state}, {len(self.token_ids)} of {self.token_limit} tokens)"

@@ -38,6 +38,10 @@ class SchedulerStats:
     """Tokens that came back, the last ones of cancelled sequences included."""
     preemption_count: int = 0
     """Times that a sequence gave way for lack of KV blocks."""
+    drafted_token_count: int = 0
+    """Tokens that the engine guessed ahead and computed."""
+    accepted_token_count: int = 0
+    """Of these, tokens that it drew."""
 
     def after(self, past: Self) -> Self:
         """Returns these gauges, and the counters added to those of a predecessor."""
@@ -59,6 +63,8 @@ class SchedulerCounters:
     cached_token_count: int = 0
     generated_token_count: int = 0
     preemption_count: int = 0
+    drafted_token_count: int = 0
+    accepted_token_count: int = 0
 
     def snapshot(self, **gauges: int) -> SchedulerStats:
         """Returns the counters as they are, and the given gauges."""

@@ -69,6 +69,7 @@ class StepDraft:
             grammar=request.grammar,
             adapter=request.adapter,
             pooling=request.pooling,
+            may_draft=row.spare_count > 0,
         )
 
     def drop(self, row: Row) -> None:

@@ -8,6 +8,7 @@ from headrace.contract.step import RowEnd, RowLogprobs, StepResult
 from headrace.router.row import Row
 from headrace.router.sequence import SequenceState
 from headrace.router.sequence_update import SequenceUpdate
+from headrace.router.stats import SchedulerCounters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,17 @@ class UnansweredStep:
         problem = next(self._problems(result), None)
         if problem is not None:
             raise ShardLost(f"step {self.step_id} got an answer that does not fit its plan: {problem}")
+
+    def count_drafts(self, result: StepResult, counters: SchedulerCounters) -> None:
+        """Counts what was drafted, and what came of it."""
+        for number, drafted_count in zip(result.draft_rows, result.draft_token_counts, strict=True):
+            accepted_count = max(0, result.token_counts[number] - 1)
+            counters.drafted_token_count += drafted_count
+            counters.accepted_token_count += accepted_count
+            if not self.is_discarded:
+                sequence = self.rows[number].sequence
+                sequence.drafted_token_count += drafted_count
+                sequence.accepted_token_count += accepted_count
 
     def receive(self, result: StepResult) -> list[SequenceUpdate]:
         """Hands computed and new tokens to the rows; returns the news in the order of the rows.
@@ -88,8 +100,10 @@ class UnansweredStep:
             yield f"it has {len(result.token_ids)} tokens and counts {result.token_counts}"
         if len(result.ended_rows) != len(result.row_ends):
             yield f"it ends {len(result.ended_rows)} rows for {len(result.row_ends)} reasons"
+        if len(result.draft_rows) != len(result.draft_token_counts):
+            yield f"{len(result.draft_rows)} rows drafted {len(result.draft_token_counts)} numbers of tokens"
         over = {*result.ended_rows, *(error.row for error in result.errors)}
-        if not (over | {entry.row for entry in result.logprobs}).issubset(range(row_count)):
+        if not {*over, *(entry.row for entry in result.logprobs), *result.draft_rows}.issubset(range(row_count)):
             yield f"it names a row that is not among {row_count}"
         yield from self._end_problems(result)
         # A steady batch needs no closer look; and what a discarded step's rows were is not known any more.

@@ -155,6 +155,7 @@ class Validator:
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
             deadline_s=request.deadline_s,
+            may_draft=request.speculation is not False,
         )
 
     def _check_chat(self, chat: ChatPrompt) -> None:
@@ -237,5 +238,6 @@ def _fields_in_use(request: GenerationRequest) -> Iterator[str]:
         "completion_count": request.completion_count not in (None, 1),
         "best_of": request.best_of is not None and request.best_of > (request.completion_count or 1),
         "watermark": request.watermark is not None and request.watermark.enabled,
+        "speculation": bool(request.speculation),
     }
     yield from (field for field, is_used in in_use.items() if is_used)

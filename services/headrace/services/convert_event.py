@@ -166,6 +166,8 @@ def _usage_to_proto(usage: Usage) -> pb.Usage:
         prompt_token_count=usage.prompt_token_count,
         cached_token_count=usage.cached_token_count,
         generated_token_count=usage.generated_token_count,
+        drafted_token_count=usage.drafted_token_count,
+        accepted_token_count=usage.accepted_token_count,
     )
 
 

@@ -66,6 +66,7 @@ def request_from_proto(request: generate_service_pb2.GenerateRequest, *, deadlin
         ),
         add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else None,
         watermark=_watermark_from_proto(request.watermark) if request.HasField("watermark") else None,
+        speculation=request.speculation if request.HasField("speculation") else None,
         deadline_s=deadline_s,
     )
 

@@ -99,6 +99,8 @@ def _load_to_proto(stats: SchedulerStats, profile: StepProfile) -> pb.ReplicaLoa
         cached_token_count=stats.cached_token_count,
         preemption_count=stats.preemption_count,
         row_count=stats.row_count,
+        drafted_token_count=stats.drafted_token_count,
+        accepted_token_count=stats.accepted_token_count,
         profile=pb.StepProfile(
             step_count=profile.step_count,
             queued=duration_to_proto(profile.queued_s),

@@ -91,6 +91,8 @@ def result_to_proto(result: StepResult) -> pb.StepResponse:
         errors=[pb.RowError(row=error.row, reason=error.reason, detail=error.detail) for error in result.errors],
         logprobs=[_logprobs_to_proto(logprobs) for logprobs in result.logprobs],
         vectors=[pb.RowVector(row=vector.row, values=vector.values) for vector in result.vectors],
+        draft_rows=result.draft_rows,
+        draft_token_counts=result.draft_token_counts,
         timings=pb.StepTimings(
             queued_s=timings.queued_s,
             prepare_s=timings.prepare_s,
@@ -116,6 +118,8 @@ def result_from_proto(response: pb.StepResponse) -> StepResult:
         errors=tuple(RowError(row=error.row, reason=error.reason, detail=error.detail) for error in response.errors),
         logprobs=tuple(_logprobs_from_proto(logprobs) for logprobs in response.logprobs),
         vectors=tuple(RowVector(vector.row, vector.values) for vector in response.vectors),
+        draft_rows=tuple(response.draft_rows),
+        draft_token_counts=tuple(response.draft_token_counts),
         timings=StepTimings(
             queued_s=timings.queued_s,
             prepare_s=timings.prepare_s,
@@ -141,6 +145,7 @@ def description_to_proto(description: EngineDescription) -> pb.EngineDescription
         row_limit=description.row_limit,
         token_limit=description.token_limit,
         hidden_size=description.hidden_size,
+        draft_token_limit=description.draft_token_limit,
     )
 
 
@@ -160,6 +165,7 @@ def description_from_proto(message: pb.EngineDescription) -> EngineDescription:
         row_limit=message.row_limit,
         token_limit=message.token_limit,
         hidden_size=message.hidden_size,
+        draft_token_limit=message.draft_token_limit,
     )
 
 
@@ -186,6 +192,7 @@ def _admitted_to_proto(sequence: AdmittedSequence) -> pb.AdmittedSequence:
         ),
         adapter=sequence.adapter,
         grammar=sequence.grammar,
+        may_draft=sequence.may_draft,
     )
     if sequence.pooling is not None:
         message.pooling.pooling = _POOLING_TO_PROTO[sequence.pooling.pooling]
@@ -218,6 +225,7 @@ def _admitted_from_proto(message: pb.AdmittedSequence) -> AdmittedSequence:
         grammar=message.grammar,
         pooling=_pooling_from_proto(message.pooling) if message.HasField("pooling") else None,
         adapter=message.adapter,
+        may_draft=message.may_draft,
     )
 
 

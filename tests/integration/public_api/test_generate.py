@@ -144,6 +144,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"adapter": "mine"}, "adapter"),
     ({"output": pb.OutputOptions(processed_logprobs=True)}, "output.processed_logprobs"),
     ({"watermark": pb.Watermark(enabled=True)}, "watermark"),
+    ({"speculation": True}, "speculation"),
 ]
 
 

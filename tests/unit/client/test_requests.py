@@ -79,6 +79,7 @@ EVERY_OPTION: GenerateOptions = {
     "processed_logprobs": True,
     "constraint": Regex("[a-z]+"),
     "watermark": Watermark(key="k", gamma=0.25),
+    "speculation": False,
 }
 EVERY_FIELD = generate_pb.GenerateRequest(
     text="Once",
@@ -122,6 +123,7 @@ EVERY_FIELD = generate_pb.GenerateRequest(
     ),
     constraint=generate_pb.Constraint(regex="[a-z]+"),
     watermark=generate_pb.Watermark(enabled=True, key="k", gamma=0.25),
+    speculation=False,
 )
 
 

@@ -193,6 +193,8 @@ def replica_from_proto(replica: router_pb.Replica) -> Replica:
             preemption_count=load.preemption_count,
             row_count=load.row_count,
             profile=_profile(load.profile),
+            drafted_token_count=load.drafted_token_count,
+            accepted_token_count=load.accepted_token_count,
         ),
         restart_count=replica.restart_count,
     )
@@ -281,6 +283,8 @@ def _usage(usage: generate_pb.Usage) -> Usage:
         prompt_token_count=usage.prompt_token_count,
         cached_token_count=usage.cached_token_count,
         generated_token_count=usage.generated_token_count,
+        drafted_token_count=usage.drafted_token_count,
+        accepted_token_count=usage.accepted_token_count,
     )
 
 

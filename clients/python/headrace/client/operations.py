@@ -140,6 +140,10 @@ class ReplicaLoad:
     """Rows over all steps; divided by `step_count` it is the mean batch."""
     profile: StepProfile = StepProfile()
     """Where the time of its steps went; all zero from a server that does not tell."""
+    drafted_token_count: int = 0
+    """Tokens that were guessed ahead."""
+    accepted_token_count: int = 0
+    """Guessed tokens that turned out right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,9 @@ class GenerateOptions(CallOptions, total=False):
     """The language that the completion has to belong to."""
     watermark: Watermark | None
     """A statistical watermark; the model's default if left out."""
+    speculation: bool | None
+    """Whether tokens may be guessed ahead, which changes when they come and never which; wherever the server can if
+    left out."""
 
     temperature: float | None
     """Softmax temperature in [0, 2]; 0 always takes the likeliest token."""

@@ -48,6 +48,7 @@ _REQUEST_FIELDS = (
     "best_of",
     "truncate_prompt_token_count",
     "add_special_tokens",
+    "speculation",
 )
 
 PoolingLike = Pooling | Literal["mean", "last"]

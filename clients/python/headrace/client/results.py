@@ -60,6 +60,10 @@ class Usage:
     """Prompt tokens found in the prefix cache when the request started."""
     generated_token_count: int
     """Over all completions, those that `best_of` left out and ending tokens included."""
+    drafted_token_count: int = 0
+    """Tokens that were guessed ahead."""
+    accepted_token_count: int = 0
+    """Guessed tokens that turned out right: steps that were saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ class EngineDescription:
     """Most tokens in a step; 0 sets no limit."""
     hidden_size: int = 0
     """Numbers in a hidden state; 0 if the engine cannot pool hidden states."""
+    draft_token_limit: int = 0
+    """Most tokens that a row draws in a step beyond the first; 0 if the engine does not speculate."""
 
 
 class StepEngine(Protocol):

@@ -159,6 +159,8 @@ class GenerationRequest:
     add_special_tokens: bool | None = None
     watermark: WatermarkOptions | None = None
     """None means the server's default."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted; None means wherever the engine does."""
     deadline_s: float | None = None
     """Moment on the process's clock when the caller stops waiting; None never."""
 
@@ -190,6 +192,8 @@ class ValidRequest:
     deadline_s: float | None = None
     pooling: PoolingOptions | None = None
     """Asks for a vector made of the prompt's hidden states, and for no token."""
+    may_draft: bool = True
+    """Whether its tokens may be drafted, where the engine does that."""
 
     @property
     def prompt_token_count(self) -> int:
@@ -308,6 +312,10 @@ class Usage:
     prompt_token_count: int
     cached_token_count: int
     generated_token_count: int
+    drafted_token_count: int = 0
+    """Tokens that were guessed ahead."""
+    accepted_token_count: int = 0
+    """Guessed tokens that turned out right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,12 @@ sampled token is known to the shard at once: so the router may send the next
 plan before it has seen that token. A row that ended by itself computes nothing
 until it is released.
 
+A row that may draft can draw several tokens in a step: the engine guesses what
+comes, computes its guesses along with the last known token, and keeps those that
+it draws anyway. It takes as many as the row's blocks have room for, and leaves
+as much room as the plans need that were made before its answer was known: one
+token for each further step in flight.
+
 A row with pooling never samples. It ends when its chunk reaches the last token,
 with a vector made of its hidden states.
 
@@ -45,6 +51,8 @@ class AdmittedSequence:
     adapter: str = ""
     pooling: PoolingOptions | None = None
     """Pools the hidden states of the prompt in place of drawing tokens."""
+    may_draft: bool = False
+    """Whether it may draw several tokens in a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,4 +152,8 @@ class StepResult:
     logprobs: tuple[RowLogprobs, ...] = ()
     vectors: tuple[RowVector, ...] = ()
     """Of the rows that ended with POOLED, ascending."""
+    draft_rows: tuple[int, ...] = ()
+    """Rows that computed drafted tokens, ascending."""
+    draft_token_counts: tuple[int, ...] = ()
+    """How many each of them computed; as long as `draft_rows`. Those it drew are its tokens beyond the first."""
     timings: StepTimings = field(default_factory=StepTimings)

@@ -95,6 +95,7 @@ class GenerateRequest(google.protobuf.message.Message):
     TRUNCATE_PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     WATERMARK_FIELD_NUMBER: builtins.int
+    SPECULATION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of a served model, as listed by `RouterService.ListModels`. Empty
     means the only model, if the server has just one.
@@ -134,6 +135,11 @@ class GenerateRequest(google.protobuf.message.Message):
     """
     add_special_tokens: builtins.bool
     """Whether the tokenizer adds its special tokens to a `text` prompt. Unset is true."""
+    speculation: builtins.bool
+    """Whether tokens may be guessed ahead and checked several at a time, which
+    brings them sooner and never changes them. Unset lets the server do so
+    wherever it can; true is `UNIMPLEMENTED` where it does not speculate.
+    """
     @property
     def token_ids(self) -> Global___TokenIds:
         """Token ids of the model's vocabulary, used as they are."""
@@ -182,9 +188,10 @@ class GenerateRequest(google.protobuf.message.Message):
         truncate_prompt_token_count: builtins.int | None = ...,
         add_special_tokens: builtins.bool | None = ...,
         watermark: Global___Watermark | None = ...,
+        speculation: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_best_of", b"_best_of", "_completion_count", b"_completion_count", "_priority", b"_priority", "_truncate_prompt_token_count", b"_truncate_prompt_token_count", "add_special_tokens", b"add_special_tokens", "best_of", b"best_of", "chat", b"chat", "completion_count", b"completion_count", "constraint", b"constraint", "output", b"output", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "truncate_prompt_token_count", b"truncate_prompt_token_count", "watermark", b"watermark"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_best_of", b"_best_of", "_completion_count", b"_completion_count", "_priority", b"_priority", "_truncate_prompt_token_count", b"_truncate_prompt_token_count", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "best_of", b"best_of", "cache_salt", b"cache_salt", "chat", b"chat", "completion_count", b"completion_count", "constraint", b"constraint", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "truncate_prompt_token_count", b"truncate_prompt_token_count", "watermark", b"watermark"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_best_of", b"_best_of", "_completion_count", b"_completion_count", "_priority", b"_priority", "_speculation", b"_speculation", "_truncate_prompt_token_count", b"_truncate_prompt_token_count", "add_special_tokens", b"add_special_tokens", "best_of", b"best_of", "chat", b"chat", "completion_count", b"completion_count", "constraint", b"constraint", "output", b"output", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "speculation", b"speculation", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "truncate_prompt_token_count", b"truncate_prompt_token_count", "watermark", b"watermark"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_best_of", b"_best_of", "_completion_count", b"_completion_count", "_priority", b"_priority", "_speculation", b"_speculation", "_truncate_prompt_token_count", b"_truncate_prompt_token_count", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "best_of", b"best_of", "cache_salt", b"cache_salt", "chat", b"chat", "completion_count", b"completion_count", "constraint", b"constraint", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "speculation", b"speculation", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "truncate_prompt_token_count", b"truncate_prompt_token_count", "watermark", b"watermark"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
     @typing.overload
@@ -193,6 +200,8 @@ class GenerateRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_completion_count", b"_completion_count"]) -> typing.Literal["completion_count"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_priority", b"_priority"]) -> typing.Literal["priority"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_speculation", b"_speculation"]) -> typing.Literal["speculation"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_truncate_prompt_token_count", b"_truncate_prompt_token_count"]) -> typing.Literal["truncate_prompt_token_count"] | None: ...
     @typing.overload
@@ -789,6 +798,8 @@ class Usage(google.protobuf.message.Message):
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     GENERATED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    DRAFTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    ACCEPTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     prompt_token_count: builtins.int
     """Prompt length in tokens."""
     cached_token_count: builtins.int
@@ -799,14 +810,20 @@ class Usage(google.protobuf.message.Message):
     """Generated tokens over all completions, those that `best_of` left out
     included.
     """
+    drafted_token_count: builtins.int
+    """Tokens that were guessed ahead, over all completions."""
+    accepted_token_count: builtins.int
+    """Guessed tokens that turned out right: steps that were saved."""
     def __init__(
         self,
         *,
         prompt_token_count: builtins.int = ...,
         cached_token_count: builtins.int = ...,
         generated_token_count: builtins.int = ...,
+        drafted_token_count: builtins.int = ...,
+        accepted_token_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_token_count", b"cached_token_count", "generated_token_count", b"generated_token_count", "prompt_token_count", b"prompt_token_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_token_count", b"accepted_token_count", "cached_token_count", b"cached_token_count", "drafted_token_count", b"drafted_token_count", "generated_token_count", b"generated_token_count", "prompt_token_count", b"prompt_token_count"]) -> None: ...
 
 Global___Usage: typing_extensions.TypeAlias = Usage
 

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.v1 import sampling_pb2 as headrace_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headrace/v1/router_service.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aheadrace/v1/sampling.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Model\"\xb3\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bweight_type\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.headrace.v1.ModelLimits\x12\x35\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1b.headrace.v1.SamplingParams\x12(\n\x1b\x64\x65\x66\x61ult_max_new_token_count\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10supported_fields\x18\x08 \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\t \x03(\r\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\x13\n\x0btool_format\x18\x0b \x01(\t\x12\x18\n\x10reasoning_format\x18\x0c \x01(\t\x12/\n\tembedding\x18\r \x01(\x0b\x32\x1c.headrace.v1.EmbeddingLimitsB\x1e\n\x1c_default_max_new_token_count\"T\n\x0f\x45mbeddingLimits\x12\x17\n\x0f\x64imension_count\x18\x01 \x01(\x05\x12\x13\n\x0binput_count\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"\x89\x02\n\x0bModelLimits\x12\x1b\n\x13\x63ontext_token_count\x18\x01 \x01(\x05\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1b\n\x13stop_sequence_count\x18\x04 \x01(\x05\x12 \n\x18stop_sequence_size_bytes\x18\x05 \x01(\x05\x12\x18\n\x10\x63ompletion_count\x18\x06 \x01(\x05\x12\x19\n\x11top_logprob_count\x18\x07 \x01(\x05\x12\x1a\n\x12message_size_bytes\x18\x08 \x01(\x03\x12\x18\n\x10stop_token_count\x18\t \x01(\x05\"\x15\n\x13ListReplicasRequest\">\n\x14ListReplicasResponse\x12&\n\x08replicas\x18\x01 \x03(\x0b\x32\x14.headrace.v1.Replica\"\xb0\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.headrace.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12&\n\x04load\x18\x06 \x01(\x0b\x32\x18.headrace.v1.ReplicaLoad\x12\x15\n\rrestart_count\x18\x07 \x01(\x05\"\xd3\x02\n\x0bReplicaLoad\x12\x15\n\rwaiting_count\x18\x01 \x01(\x05\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x1a\n\x12leased_block_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_block_count\x18\x04 \x01(\x05\x12\x19\n\x11total_block_count\x18\x05 \x01(\x05\x12\x12\n\nstep_count\x18\x06 \x01(\x03\x12\x1c\n\x14\x63omputed_token_count\x18\x07 \x01(\x03\x12\x1d\n\x15generated_token_count\x18\x08 \x01(\x03\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\t \x01(\x03\x12\x18\n\x10preemption_count\x18\n \x01(\x03\x12\x11\n\trow_count\x18\x0b \x01(\x03\x12)\n\x07profile\x18\x0c \x01(\x0b\x32\x18.headrace.v1.StepProfile\"\xac\x02\n\x0bStepProfile\x12\x12\n\nstep_count\x18\x01 \x01(\x03\x12)\n\x06queued\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06sample\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nround_trip\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tin_flight\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x11\x41\x64\x64ReplicaRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\";\n\x12\x41\x64\x64ReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Replica\"!\n\x13\x44rainReplicaRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14\x44rainReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Replica\"\"\n\x14RemoveReplicaRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15RemoveReplicaResponse\"\x10\n\x0eGetLoadRequest\"2\n\x0fGetLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Load\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11WatchLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Load\"\xc2\x01\n\x04Load\x12\x15\n\rwaiting_count\x18\x01 \x01(\x05\x12\x1b\n\x13waiting_token_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_limit\x18\x03 \x01(\x05\x12\x15\n\rrunning_count\x18\x04 \x01(\x05\x12\x30\n\rexpected_wait\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x08replicas\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Replica\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\",\n\rAbortResponse\x12\x1b\n\x13\x61\x62orted_request_ids\x18\x01 \x03(\t\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\">\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.headrace.v1.Adapter\"5\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\"A\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"<\n\x13LoadAdapterResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"(\n\x17\x46lushPrefixCacheRequest\x12\r\n\x05model\x18\x01 \x01(\t\"7\n\x18\x46lushPrefixCacheResponse\x12\x1b\n\x13\x66lushed_block_count\x18\x01 \x01(\x05*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_LOST\x10\x04\x32\xac\x08\n\rRouterService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12S\n\x0cListReplicas\x12 .headrace.v1.ListReplicasRequest\x1a!.headrace.v1.ListReplicasResponse\x12M\n\nAddReplica\x12\x1e.headrace.v1.AddReplicaRequest\x1a\x1f.headrace.v1.AddReplicaResponse\x12S\n\x0c\x44rainReplica\x12 .headrace.v1.DrainReplicaRequest\x1a!.headrace.v1.DrainReplicaResponse\x12V\n\rRemoveReplica\x12!.headrace.v1.RemoveReplicaRequest\x1a\".headrace.v1.RemoveReplicaResponse\x12\x44\n\x07GetLoad\x12\x1b.headrace.v1.GetLoadRequest\x1a\x1c.headrace.v1.GetLoadResponse\x12L\n\tWatchLoad\x12\x1d.headrace.v1.WatchLoadRequest\x1a\x1e.headrace.v1.WatchLoadResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.headrace.v1.AbortRequest\x1a\x1a.headrace.v1.AbortResponse\x12S\n\x0cListAdapters\x12 .headrace.v1.ListAdaptersRequest\x1a!.headrace.v1.ListAdaptersResponse\x12P\n\x0bLoadAdapter\x12\x1f.headrace.v1.LoadAdapterRequest\x1a .headrace.v1.LoadAdapterResponse\x12V\n\rUnloadAdapter\x12!.headrace.v1.UnloadAdapterRequest\x1a\".headrace.v1.UnloadAdapterResponse\x12_\n\x10\x46lushPrefixCache\x12$.headrace.v1.FlushPrefixCacheRequest\x1a%.headrace.v1.FlushPrefixCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headrace/v1/router_service.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aheadrace/v1/sampling.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Model\"\xb3\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bweight_type\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.headrace.v1.ModelLimits\x12\x35\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1b.headrace.v1.SamplingParams\x12(\n\x1b\x64\x65\x66\x61ult_max_new_token_count\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10supported_fields\x18\x08 \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\t \x03(\r\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\x13\n\x0btool_format\x18\x0b \x01(\t\x12\x18\n\x10reasoning_format\x18\x0c \x01(\t\x12/\n\tembedding\x18\r \x01(\x0b\x32\x1c.headrace.v1.EmbeddingLimitsB\x1e\n\x1c_default_max_new_token_count\"T\n\x0f\x45mbeddingLimits\x12\x17\n\x0f\x64imension_count\x18\x01 \x01(\x05\x12\x13\n\x0binput_count\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"\x89\x02\n\x0bModelLimits\x12\x1b\n\x13\x63ontext_token_count\x18\x01 \x01(\x05\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1b\n\x13stop_sequence_count\x18\x04 \x01(\x05\x12 \n\x18stop_sequence_size_bytes\x18\x05 \x01(\x05\x12\x18\n\x10\x63ompletion_count\x18\x06 \x01(\x05\x12\x19\n\x11top_logprob_count\x18\x07 \x01(\x05\x12\x1a\n\x12message_size_bytes\x18\x08 \x01(\x03\x12\x18\n\x10stop_token_count\x18\t \x01(\x05\"\x15\n\x13ListReplicasRequest\">\n\x14ListReplicasResponse\x12&\n\x08replicas\x18\x01 \x03(\x0b\x32\x14.headrace.v1.Replica\"\xb0\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.headrace.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12&\n\x04load\x18\x06 \x01(\x0b\x32\x18.headrace.v1.ReplicaLoad\x12\x15\n\rrestart_count\x18\x07 \x01(\x05\"\x8e\x03\n\x0bReplicaLoad\x12\x15\n\rwaiting_count\x18\x01 \x01(\x05\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x1a\n\x12leased_block_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_block_count\x18\x04 \x01(\x05\x12\x19\n\x11total_block_count\x18\x05 \x01(\x05\x12\x12\n\nstep_count\x18\x06 \x01(\x03\x12\x1c\n\x14\x63omputed_token_count\x18\x07 \x01(\x03\x12\x1d\n\x15generated_token_count\x18\x08 \x01(\x03\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\t \x01(\x03\x12\x18\n\x10preemption_count\x18\n \x01(\x03\x12\x11\n\trow_count\x18\x0b \x01(\x03\x12)\n\x07profile\x18\x0c \x01(\x0b\x32\x18.headrace.v1.StepProfile\x12\x1b\n\x13\x64rafted_token_count\x18\r \x01(\x03\x12\x1c\n\x14\x61\x63\x63\x65pted_token_count\x18\x0e \x01(\x03\"\xac\x02\n\x0bStepProfile\x12\x12\n\nstep_count\x18\x01 \x01(\x03\x12)\n\x06queued\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06sample\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nround_trip\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tin_flight\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x11\x41\x64\x64ReplicaRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\";\n\x12\x41\x64\x64ReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Replica\"!\n\x13\x44rainReplicaRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14\x44rainReplicaResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Replica\"\"\n\x14RemoveReplicaRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15RemoveReplicaResponse\"\x10\n\x0eGetLoadRequest\"2\n\x0fGetLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Load\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11WatchLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Load\"\xc2\x01\n\x04Load\x12\x15\n\rwaiting_count\x18\x01 \x01(\x05\x12\x1b\n\x13waiting_token_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_limit\x18\x03 \x01(\x05\x12\x15\n\rrunning_count\x18\x04 \x01(\x05\x12\x30\n\rexpected_wait\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x08replicas\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Replica\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\",\n\rAbortResponse\x12\x1b\n\x13\x61\x62orted_request_ids\x18\x01 \x03(\t\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\">\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.headrace.v1.Adapter\"5\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\"A\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"<\n\x13LoadAdapterResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"(\n\x17\x46lushPrefixCacheRequest\x12\r\n\x05model\x18\x01 \x01(\t\"7\n\x18\x46lushPrefixCacheResponse\x12\x1b\n\x13\x66lushed_block_count\x18\x01 \x01(\x05*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_LOST\x10\x04\x32\xac\x08\n\rRouterService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12S\n\x0cListReplicas\x12 .headrace.v1.ListReplicasRequest\x1a!.headrace.v1.ListReplicasResponse\x12M\n\nAddReplica\x12\x1e.headrace.v1.AddReplicaRequest\x1a\x1f.headrace.v1.AddReplicaResponse\x12S\n\x0c\x44rainReplica\x12 .headrace.v1.DrainReplicaRequest\x1a!.headrace.v1.DrainReplicaResponse\x12V\n\rRemoveReplica\x12!.headrace.v1.RemoveReplicaRequest\x1a\".headrace.v1.RemoveReplicaResponse\x12\x44\n\x07GetLoad\x12\x1b.headrace.v1.GetLoadRequest\x1a\x1c.headrace.v1.GetLoadResponse\x12L\n\tWatchLoad\x12\x1d.headrace.v1.WatchLoadRequest\x1a\x1e.headrace.v1.WatchLoadResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.headrace.v1.AbortRequest\x1a\x1a.headrace.v1.AbortResponse\x12S\n\x0cListAdapters\x12 .headrace.v1.ListAdaptersRequest\x1a!.headrace.v1.ListAdaptersResponse\x12P\n\x0bLoadAdapter\x12\x1f.headrace.v1.LoadAdapterRequest\x1a .headrace.v1.LoadAdapterResponse\x12V\n\rUnloadAdapter\x12!.headrace.v1.UnloadAdapterRequest\x1a\".headrace.v1.UnloadAdapterResponse\x12_\n\x10\x46lushPrefixCache\x12$.headrace.v1.FlushPrefixCacheRequest\x1a%.headrace.v1.FlushPrefixCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.v1.router_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=3173
-  _globals['_REPLICASTATE']._serialized_end=3325
+  _globals['_REPLICASTATE']._serialized_start=3232
+  _globals['_REPLICASTATE']._serialized_end=3384
   _globals['_LISTMODELSREQUEST']._serialized_start=109
   _globals['_LISTMODELSREQUEST']._serialized_end=128
   _globals['_LISTMODELSRESPONSE']._serialized_start=130
@@ -56,53 +56,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICA']._serialized_start=1157
   _globals['_REPLICA']._serialized_end=1333
   _globals['_REPLICALOAD']._serialized_start=1336
-  _globals['_REPLICALOAD']._serialized_end=1675
-  _globals['_STEPPROFILE']._serialized_start=1678
-  _globals['_STEPPROFILE']._serialized_end=1978
-  _globals['_ADDREPLICAREQUEST']._serialized_start=1980
-  _globals['_ADDREPLICAREQUEST']._serialized_end=2018
-  _globals['_ADDREPLICARESPONSE']._serialized_start=2020
-  _globals['_ADDREPLICARESPONSE']._serialized_end=2079
-  _globals['_DRAINREPLICAREQUEST']._serialized_start=2081
-  _globals['_DRAINREPLICAREQUEST']._serialized_end=2114
-  _globals['_DRAINREPLICARESPONSE']._serialized_start=2116
-  _globals['_DRAINREPLICARESPONSE']._serialized_end=2177
-  _globals['_REMOVEREPLICAREQUEST']._serialized_start=2179
-  _globals['_REMOVEREPLICAREQUEST']._serialized_end=2213
-  _globals['_REMOVEREPLICARESPONSE']._serialized_start=2215
-  _globals['_REMOVEREPLICARESPONSE']._serialized_end=2238
-  _globals['_GETLOADREQUEST']._serialized_start=2240
-  _globals['_GETLOADREQUEST']._serialized_end=2256
-  _globals['_GETLOADRESPONSE']._serialized_start=2258
-  _globals['_GETLOADRESPONSE']._serialized_end=2308
-  _globals['_WATCHLOADREQUEST']._serialized_start=2310
-  _globals['_WATCHLOADREQUEST']._serialized_end=2373
-  _globals['_WATCHLOADRESPONSE']._serialized_start=2375
-  _globals['_WATCHLOADRESPONSE']._serialized_end=2427
-  _globals['_LOAD']._serialized_start=2430
-  _globals['_LOAD']._serialized_end=2624
-  _globals['_ABORTREQUEST']._serialized_start=2626
-  _globals['_ABORTREQUEST']._serialized_end=2661
-  _globals['_ABORTRESPONSE']._serialized_start=2663
-  _globals['_ABORTRESPONSE']._serialized_end=2707
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=2709
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=2745
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2747
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2809
-  _globals['_ADAPTER']._serialized_start=2811
-  _globals['_ADAPTER']._serialized_end=2864
-  _globals['_LOADADAPTERREQUEST']._serialized_start=2866
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2931
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=2933
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=2993
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2995
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=3046
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=3048
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=3071
-  _globals['_FLUSHPREFIXCACHEREQUEST']._serialized_start=3073
-  _globals['_FLUSHPREFIXCACHEREQUEST']._serialized_end=3113
-  _globals['_FLUSHPREFIXCACHERESPONSE']._serialized_start=3115
-  _globals['_FLUSHPREFIXCACHERESPONSE']._serialized_end=3170
-  _globals['_ROUTERSERVICE']._serialized_start=3328
-  _globals['_ROUTERSERVICE']._serialized_end=4396
+  _globals['_REPLICALOAD']._serialized_end=1734
+  _globals['_STEPPROFILE']._serialized_start=1737
+  _globals['_STEPPROFILE']._serialized_end=2037
+  _globals['_ADDREPLICAREQUEST']._serialized_start=2039
+  _globals['_ADDREPLICAREQUEST']._serialized_end=2077
+  _globals['_ADDREPLICARESPONSE']._serialized_start=2079
+  _globals['_ADDREPLICARESPONSE']._serialized_end=2138
+  _globals['_DRAINREPLICAREQUEST']._serialized_start=2140
+  _globals['_DRAINREPLICAREQUEST']._serialized_end=2173
+  _globals['_DRAINREPLICARESPONSE']._serialized_start=2175
+  _globals['_DRAINREPLICARESPONSE']._serialized_end=2236
+  _globals['_REMOVEREPLICAREQUEST']._serialized_start=2238
+  _globals['_REMOVEREPLICAREQUEST']._serialized_end=2272
+  _globals['_REMOVEREPLICARESPONSE']._serialized_start=2274
+  _globals['_REMOVEREPLICARESPONSE']._serialized_end=2297
+  _globals['_GETLOADREQUEST']._serialized_start=2299
+  _globals['_GETLOADREQUEST']._serialized_end=2315
+  _globals['_GETLOADRESPONSE']._serialized_start=2317
+  _globals['_GETLOADRESPONSE']._serialized_end=2367
+  _globals['_WATCHLOADREQUEST']._serialized_start=2369
+  _globals['_WATCHLOADREQUEST']._serialized_end=2432
+  _globals['_WATCHLOADRESPONSE']._serialized_start=2434
+  _globals['_WATCHLOADRESPONSE']._serialized_end=2486
+  _globals['_LOAD']._serialized_start=2489
+  _globals['_LOAD']._serialized_end=2683
+  _globals['_ABORTREQUEST']._serialized_start=2685
+  _globals['_ABORTREQUEST']._serialized_end=2720
+  _globals['_ABORTRESPONSE']._serialized_start=2722
+  _globals['_ABORTRESPONSE']._serialized_end=2766
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=2768
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2804
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2806
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2868
+  _globals['_ADAPTER']._serialized_start=2870
+  _globals['_ADAPTER']._serialized_end=2923
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2925
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2990
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=2992
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=3052
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=3054
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=3105
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=3107
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=3130
+  _globals['_FLUSHPREFIXCACHEREQUEST']._serialized_start=3132
+  _globals['_FLUSHPREFIXCACHEREQUEST']._serialized_end=3172
+  _globals['_FLUSHPREFIXCACHERESPONSE']._serialized_start=3174
+  _globals['_FLUSHPREFIXCACHERESPONSE']._serialized_end=3229
+  _globals['_ROUTERSERVICE']._serialized_start=3387
+  _globals['_ROUTERSERVICE']._serialized_end=4455
 # @@protoc_insertion_point(module_scope)

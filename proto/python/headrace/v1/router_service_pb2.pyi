@@ -384,6 +384,8 @@ class ReplicaLoad(google.protobuf.message.Message):
     PREEMPTION_COUNT_FIELD_NUMBER: builtins.int
     ROW_COUNT_FIELD_NUMBER: builtins.int
     PROFILE_FIELD_NUMBER: builtins.int
+    DRAFTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    ACCEPTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     waiting_count: builtins.int
     """Requests waiting for their first step."""
     running_count: builtins.int
@@ -406,6 +408,12 @@ class ReplicaLoad(google.protobuf.message.Message):
     """Requests preempted so far."""
     row_count: builtins.int
     """Rows over all steps so far; divided by `step_count` it is the mean batch."""
+    drafted_token_count: builtins.int
+    """Tokens guessed ahead so far."""
+    accepted_token_count: builtins.int
+    """Guessed tokens that turned out right so far: steps of a request that were
+    saved.
+    """
     @property
     def profile(self) -> Global___StepProfile:
         """Where the time of its steps went so far."""
@@ -425,9 +433,11 @@ class ReplicaLoad(google.protobuf.message.Message):
         preemption_count: builtins.int = ...,
         row_count: builtins.int = ...,
         profile: Global___StepProfile | None = ...,
+        drafted_token_count: builtins.int = ...,
+        accepted_token_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["profile", b"profile"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_block_count", b"cached_block_count", "cached_token_count", b"cached_token_count", "computed_token_count", b"computed_token_count", "generated_token_count", b"generated_token_count", "leased_block_count", b"leased_block_count", "preemption_count", b"preemption_count", "profile", b"profile", "row_count", b"row_count", "running_count", b"running_count", "step_count", b"step_count", "total_block_count", b"total_block_count", "waiting_count", b"waiting_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_token_count", b"accepted_token_count", "cached_block_count", b"cached_block_count", "cached_token_count", b"cached_token_count", "computed_token_count", b"computed_token_count", "drafted_token_count", b"drafted_token_count", "generated_token_count", b"generated_token_count", "leased_block_count", b"leased_block_count", "preemption_count", b"preemption_count", "profile", b"profile", "row_count", b"row_count", "running_count", b"running_count", "step_count", b"step_count", "total_block_count", b"total_block_count", "waiting_count", b"waiting_count"]) -> None: ...
 
 Global___ReplicaLoad: typing_extensions.TypeAlias = ReplicaLoad
 

@@ -8,7 +8,7 @@ from headrace.router.sequence import Sequence
 @pytest.fixture
 def suspect() -> Sequence:
     sequence = Sequence(sequence_id=1, request=make_request([1, 2, 3]), arrival_s=0.0)
-    sequence.suspect(unanswered_step_count=1)
+    sequence.suspect(unanswered_token_count=1)
     return sequence
 
 

@@ -51,7 +51,7 @@ def test_the_table_lists_every_state() -> None:
 def test_a_suspect_is_cleared_past_every_step_that_was_unanswered() -> None:
     sequence = make_sequence()
     assert not sequence.is_suspect
-    sequence.suspect(unanswered_step_count=2)
+    sequence.suspect(unanswered_token_count=2)
     assert sequence.is_suspect
     sequence.token_ids.append(9)
     assert sequence.is_suspect, "the second of the two steps may have been the fatal one"
@@ -61,11 +61,11 @@ def test_a_suspect_is_cleared_past_every_step_that_was_unanswered() -> None:
 
 def test_losses_add_up_only_without_clearance_between() -> None:
     sequence = make_sequence()
-    sequence.suspect(unanswered_step_count=1)
+    sequence.suspect(unanswered_token_count=1)
     sequence.token_ids.append(9)
-    sequence.suspect(unanswered_step_count=1)
+    sequence.suspect(unanswered_token_count=1)
     assert sequence.loss_count == 1
-    sequence.suspect(unanswered_step_count=1)
+    sequence.suspect(unanswered_token_count=1)
     assert sequence.loss_count == 2
 
 

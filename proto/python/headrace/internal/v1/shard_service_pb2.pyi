@@ -229,6 +229,7 @@ class EngineDescription(google.protobuf.message.Message):
     ROW_LIMIT_FIELD_NUMBER: builtins.int
     TOKEN_LIMIT_FIELD_NUMBER: builtins.int
     HIDDEN_SIZE_FIELD_NUMBER: builtins.int
+    DRAFT_TOKEN_LIMIT_FIELD_NUMBER: builtins.int
     engine: builtins.str
     """Engine, such as `native` or `fake`."""
     architecture: builtins.str
@@ -251,6 +252,10 @@ class EngineDescription(google.protobuf.message.Message):
     """Most tokens in a step; 0 sets no limit."""
     hidden_size: builtins.int
     """Numbers in a hidden state; 0 if the engine cannot pool hidden states."""
+    draft_token_limit: builtins.int
+    """Most tokens that a row draws in a step beyond the first; 0 if the engine
+    does not speculate.
+    """
     @property
     def supported_fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Fields of GenerateRequest that the engine understands, as paths."""
@@ -275,8 +280,9 @@ class EngineDescription(google.protobuf.message.Message):
         row_limit: builtins.int = ...,
         token_limit: builtins.int = ...,
         hidden_size: builtins.int = ...,
+        draft_token_limit: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "block_count", b"block_count", "block_size", b"block_size", "context_token_count", b"context_token_count", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "row_limit", b"row_limit", "steps_in_flight", b"steps_in_flight", "supported_fields", b"supported_fields", "token_limit", b"token_limit", "vocabulary_size", b"vocabulary_size", "weight_type", b"weight_type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "block_count", b"block_count", "block_size", b"block_size", "context_token_count", b"context_token_count", "draft_token_limit", b"draft_token_limit", "end_of_sequence_token_ids", b"end_of_sequence_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "row_limit", b"row_limit", "steps_in_flight", b"steps_in_flight", "supported_fields", b"supported_fields", "token_limit", b"token_limit", "vocabulary_size", b"vocabulary_size", "weight_type", b"weight_type"]) -> None: ...
 
 Global___EngineDescription: typing_extensions.TypeAlias = EngineDescription
 
@@ -372,6 +378,7 @@ class AdmittedSequence(google.protobuf.message.Message):
     ADAPTER_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
     POOLING_FIELD_NUMBER: builtins.int
+    MAY_DRAFT_FIELD_NUMBER: builtins.int
     sequence_id: builtins.int
     """Chosen by the router, unique among the rows."""
     prompt_token_count: builtins.int
@@ -385,6 +392,8 @@ class AdmittedSequence(google.protobuf.message.Message):
     """
     adapter: builtins.str
     """Adapter to apply; empty is the base model."""
+    may_draft: builtins.bool
+    """Whether it may draw several tokens in a step."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All tokens so far: the prompt and, after a preemption or a replay, what was
@@ -432,9 +441,10 @@ class AdmittedSequence(google.protobuf.message.Message):
         adapter: builtins.str = ...,
         images: collections.abc.Iterable[builtins.bytes] | None = ...,
         pooling: Global___PoolingOptions | None = ...,
+        may_draft: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["logprobs", b"logprobs", "pooling", b"pooling", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "grammar", b"grammar", "images", b"images", "logprobs", b"logprobs", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "grammar", b"grammar", "images", b"images", "logprobs", b"logprobs", "may_draft", b"may_draft", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
 
 Global___AdmittedSequence: typing_extensions.TypeAlias = AdmittedSequence
 
@@ -711,6 +721,8 @@ class StepResponse(google.protobuf.message.Message):
     LOGPROBS_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
     VECTORS_FIELD_NUMBER: builtins.int
+    DRAFT_ROWS_FIELD_NUMBER: builtins.int
+    DRAFT_TOKEN_COUNTS_FIELD_NUMBER: builtins.int
     step_id: builtins.int
     """Copied from the request."""
     @property
@@ -747,6 +759,16 @@ class StepResponse(google.protobuf.message.Message):
     def vectors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RowVector]:
         """The vectors of the rows that ended with `ROW_END_POOLED`, in row order."""
 
+    @property
+    def draft_rows(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Rows that computed drafted tokens, ascending."""
+
+    @property
+    def draft_token_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many each of them computed; as long as `draft_rows`. Those it drew are
+        its tokens beyond the first.
+        """
+
     def __init__(
         self,
         *,
@@ -759,9 +781,11 @@ class StepResponse(google.protobuf.message.Message):
         logprobs: collections.abc.Iterable[Global___RowLogprobs] | None = ...,
         timings: Global___StepTimings | None = ...,
         vectors: collections.abc.Iterable[Global___RowVector] | None = ...,
+        draft_rows: collections.abc.Iterable[builtins.int] | None = ...,
+        draft_token_counts: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ended_rows", b"ended_rows", "errors", b"errors", "logprobs", b"logprobs", "row_ends", b"row_ends", "step_id", b"step_id", "timings", b"timings", "token_counts", b"token_counts", "token_ids", b"token_ids", "vectors", b"vectors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draft_rows", b"draft_rows", "draft_token_counts", b"draft_token_counts", "ended_rows", b"ended_rows", "errors", b"errors", "logprobs", b"logprobs", "row_ends", b"row_ends", "step_id", b"step_id", "timings", b"timings", "token_counts", b"token_counts", "token_ids", b"token_ids", "vectors", b"vectors"]) -> None: ...
 
 Global___StepResponse: typing_extensions.TypeAlias = StepResponse
 
