@@ -278,11 +278,9 @@ class Scheduler:
         return lagging
 
     def _grow(self, draft: StepDraft, row: Row) -> bool:
-        """Leases the block for a row's next token, whoever has to give way; False if that is the row itself.
-
-        What it would like for drafts it gets as long as every row could still have a block.
-        """
+        """Leases the block for a row's next token, whoever has to give way; False if that is the row itself."""
         block_count = row.table.missing_block_count(row.wanted_slot_count)
+        # For drafts it gets what it would like as long as every row could still have a block.
         if block_count + len(self._rows) > self._kv.pool.available_count:
             block_count = row.table.missing_block_count(row.scheduled_count + 1)
         while not row.table.is_released:

@@ -79,6 +79,8 @@ PREFIX_TOKENS: Final = _counter(
 )
 PREFIX_HITS: Final = _counter("headrace_prefix_hit_tokens_total", "Of these, tokens that the prefix cache held.")
 PREEMPTIONS: Final = _counter("headrace_preemptions_total", "Times that a sequence gave way for lack of KV blocks.")
+DRAFTED_TOKENS: Final = _counter("headrace_drafted_tokens_total", "Tokens that the engine guessed ahead and computed.")
+ACCEPTED_TOKENS: Final = _counter("headrace_accepted_tokens_total", "Of these, tokens that it drew.")
 
 REPLICA_METRICS: Final = (
     UP,
@@ -100,6 +102,8 @@ REPLICA_METRICS: Final = (
     PREFIX_TOKENS,
     PREFIX_HITS,
     PREEMPTIONS,
+    DRAFTED_TOKENS,
+    ACCEPTED_TOKENS,
 )
 
 
@@ -127,6 +131,8 @@ def _read_stats(stats: SchedulerStats, labels: tuple[str, str]) -> Iterator[Read
     yield Reading(PREFIX_TOKENS, labels, stats.prompt_token_count)
     yield Reading(PREFIX_HITS, labels, stats.cached_token_count)
     yield Reading(PREEMPTIONS, labels, stats.preemption_count)
+    yield Reading(DRAFTED_TOKENS, labels, stats.drafted_token_count)
+    yield Reading(ACCEPTED_TOKENS, labels, stats.accepted_token_count)
 
 
 def _read_profile(replica: Replica, labels: tuple[str, str]) -> Iterator[Reading]:
