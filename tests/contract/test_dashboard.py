@@ -20,6 +20,9 @@ NOT_SHOWN = {
     "headrace_request_prompt_tokens",
     "headrace_request_token_mean_seconds",
     "headrace_steps_in_flight",
+    # Of engines that guess tokens ahead alone.
+    "headrace_drafted_tokens_total",
+    "headrace_accepted_tokens_total",
 }
 
 
