@@ -47,8 +47,15 @@ class Job:
 class PlanDriver:
     """A batch on an engine. Blocks come scattered, so that no table is a straight line."""
 
-    def __init__(self, engine: Engine, *, chunk_token_count: int = 1 << 30, steps_in_flight: int = 1) -> None:
+    def __init__(
+        self, engine: Engine, *, chunk_token_count: int = 1 << 30, steps_in_flight: int = 1, may_draft: bool = False
+    ) -> None:
         self.engine = engine
+        self.may_draft = may_draft
+        self.grammar = ""
+        """Of everything that is admitted from now on."""
+        self.drafted_count = 0
+        self.accepted_count = 0
         self.chunk_token_count = chunk_token_count
         self.steps_in_flight = steps_in_flight
         self.rows: list[Job] = []
@@ -167,11 +174,17 @@ class PlanDriver:
         tokens = iter(result.token_ids)
         for job, token_count in zip(self.rows, result.token_counts, strict=True):
             job.generated += [next(tokens) for _ in range(token_count)]
+            # Plans count one token for a step.
+            extra = max(0, token_count - 1)
+            job.computed_count += extra
+            job.known_count += extra
+            self.accepted_count += extra
         assert next(tokens, None) is None
         for row, end in zip(result.ended_rows, result.row_ends, strict=True):
             self.rows[row].end = end
         for error in result.errors:
             self.rows[error.row].error = error
+        self.drafted_count += sum(result.draft_token_counts)
         for vector in result.vectors:
             self.rows[vector.row].vector = vector.values
         for logprobs in result.logprobs:
@@ -184,8 +197,10 @@ class PlanDriver:
 
     def _grow(self, job: Job, chunk: int) -> list[int]:
         block_size = self.engine.description.block_size
+        ahead = self.engine.description.steps_in_flight * (1 + self.engine.description.draft_token_limit)
+        spare = ahead if self.may_draft else 0
         # A row may end before the plan runs, so it never asks for more than its limit.
-        wanted = -(-min(job.computed_count + chunk, job.stopping.token_limit) // block_size)
+        wanted = -(-min(job.computed_count + chunk + spare, job.stopping.token_limit) // block_size)
         added = [self.free_blocks.popleft() for _ in range(wanted - len(job.block_ids))]
         job.block_ids += added
         return added
@@ -201,4 +216,6 @@ class PlanDriver:
             stopping=job.stopping,
             logprobs=job.logprob_options,
             pooling=job.pooling,
+            grammar=self.grammar,
+            may_draft=self.may_draft and job.pooling is None,
         )

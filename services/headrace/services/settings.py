@@ -101,6 +101,11 @@ class EngineSettings(CommonSettings):
     """Number of KV blocks; 0 decides by `kv_memory`."""
     kv_memory: ByteSize = ByteSize(0)
     """Memory for the KV cache, in bytes or with a unit such as `4GiB`; 0 takes half of what is left after loading."""
+    speculation: str = "off"
+    """Who guesses tokens ahead, so that a step can bring several: `off`, or `ngram`, which looks where the last tokens
+    came before. What comes is the same either way."""
+    draft_token_limit: PositiveInt = 8
+    """Most tokens guessed for a sequence in one step."""
     thread_count: NonNegativeInt = 0
     """Threads of the native engine's operators; 0 leaves the choice to torch."""
 

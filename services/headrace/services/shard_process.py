@@ -163,6 +163,8 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
             "device": settings.device,
             "kernels": settings.kernels,
             "thread_count": settings.thread_count,
+            "speculation": settings.speculation,
+            "draft_token_limit": settings.draft_token_limit,
             "kv_memory_bytes": int(settings.kv_memory),
         }
     for text in settings.engine_option:

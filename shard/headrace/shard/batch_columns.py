@@ -9,6 +9,7 @@ from headrace.contract.pooling import PoolingOptions
 from headrace.contract.step import AdmittedSequence, RowEnd
 from headrace.shard.growing_columns import GrowingColumns
 from headrace.shard.processor_columns import ProcessorColumns
+from headrace.shard.speculation.draft_columns import DraftColumns
 
 _FIRST_PLACE_COUNT = 8
 _WIDTHS = {"token_ids": 256, "block_tables": 16, "ending_token_ids": 4, "ending_kinds": 4}
@@ -60,6 +61,8 @@ class BatchColumns(GrowingColumns):
         """[place]"""
         self.processors = ProcessorColumns(count)
         """What the logits processors need."""
+        self.drafts = DraftColumns(count)
+        """What became of guesses."""
         self.is_pooled = np.zeros(count, dtype=np.bool_)
         """[place] whether hidden states are pooled, and nothing is drawn."""
         self.poolings: dict[int, PoolingOptions] = {}
@@ -90,6 +93,7 @@ class BatchColumns(GrowingColumns):
         self.block_counts[place] = block_count
         self.is_over[place] = False
         self.processors.fill(place, sequence)
+        self.drafts.fill(place, may_draft=sequence.may_draft)
         self.is_pooled[place] = sequence.pooling is not None
         if sequence.pooling is not None:
             self.poolings[place] = sequence.pooling
@@ -142,4 +146,5 @@ class BatchColumns(GrowingColumns):
         count = len(self.token_counts)
         self.grow_places(2 * count)
         self.processors.grow_places(2 * count)
+        self.drafts.grow_places(2 * count)
         self._free_places.extend(range(2 * count - 1, count - 1, -1))

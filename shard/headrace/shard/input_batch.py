@@ -1,6 +1,6 @@
 """The batch that lives on the shard: its rows, their columns, and the plans that change them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,51 @@ class StepRows:
     starts: Ints
     """[computing] tokens computed before: the chunk is [start, start + chunk_count)."""
     chunk_counts: Ints
-    """[computing] tokens to compute, >= 1."""
+    """[computing] tokens to compute, >= 1; guesses included."""
+    draft_counts: Ints
+    """[computing] how many of them are guesses, the last ones."""
     samples: Bools
     """[computing] whether a token is drawn: the chunk reaches the row's last known token, and the row is not pooled."""
     pools: Bools
     """[computing] whether the row is pooled."""
     completes: Bools
     """[computing] whether the chunk reaches the last token of a row that is pooled."""
+
+    def output_indices(self) -> Ints:
+        """Returns the tokens of the step that a draw follows: of each row its last known one, then its guesses."""
+        lasts: Ints = np.cumsum(self.chunk_counts)[self.samples] - 1
+        if not self.draft_counts.any():
+            return lasts
+        counts = 1 + self.draft_counts[self.samples]
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(lasts - counts + 1, counts) + offsets
+
+    def further(self, numbers: Ints, places: Ints, starts: Ints) -> "StepRows":
+        """Returns rows of this step as if they computed one token more, and drew after it."""
+        ones, no = np.ones(len(numbers), dtype=np.int64), np.zeros(len(numbers), dtype=np.bool_)
+        return StepRows(
+            row_count=self.row_count,
+            rows=numbers,
+            places=places,
+            starts=starts,
+            chunk_counts=ones,
+            draft_counts=ones - 1,
+            samples=~no,
+            pools=no,
+            completes=no,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDrafts:
+    """What was guessed of the tokens that some rows of a step will draw."""
+
+    indices: Ints
+    """[drafting] into the rows of the step, ascending."""
+    counts: Ints
+    """[drafting] guesses, >= 1."""
+    token_ids: Ints
+    """[drafting, depth] of which the first `counts` are of meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +164,17 @@ class InputBatch:
         self._append_blocks(plan)
         return self._select_rows(plan)
 
+    def add_drafts(self, step: StepRows, drafts: StepDrafts) -> StepRows:
+        """Writes guesses after the rows' known tokens, and returns the step that computes them too."""
+        columns, places = self.columns, step.places[drafts.indices]
+        ends = columns.token_counts[places]
+        columns.widen("token_ids", int(ends.max()) + drafts.token_ids.shape[1])
+        rows, depths = (np.arange(drafts.token_ids.shape[1]) < drafts.counts[:, None]).nonzero()
+        columns.token_ids[places[rows], ends[rows] + depths] = drafts.token_ids[rows, depths]
+        draft_counts = step.draft_counts.copy()
+        draft_counts[drafts.indices] = drafts.counts
+        return replace(step, chunk_counts=step.chunk_counts + draft_counts, draft_counts=draft_counts)
+
     def flatten(self, step: StepRows) -> FlatTokens:
         """Returns the tokens that a step computes."""
         query_starts = np.zeros(len(step.rows) + 1, dtype=np.int64)
@@ -170,7 +219,7 @@ class InputBatch:
         return self.columns.block_tables[step.places, :width]
 
     def record(self, step: StepRows, token_ids: Ints, failed: Bools) -> RowOutcomes:
-        """Takes in what a step computed: rows move on, drawn tokens become known, rows end.
+        """Takes in what a step computed: rows move on, drawn tokens become known, rows end. Guesses do not count.
 
         Args:
             step: What `apply` returned.
@@ -178,7 +227,7 @@ class InputBatch:
             failed: [computing] rows that are over because of an error; what was drawn for them is dropped.
         """
         columns = self.columns
-        columns.computed_counts[step.places] += step.chunk_counts
+        columns.computed_counts[step.places] += step.chunk_counts - step.draft_counts
         columns.is_over[step.places[failed]] = True
         good = ~failed[step.samples]
         rows, places, drawn = step.rows[step.samples][good], step.places[step.samples][good], token_ids[good]
@@ -283,6 +332,7 @@ class InputBatch:
             places=places,
             starts=starts,
             chunk_counts=chunk_counts,
+            draft_counts=np.zeros_like(chunk_counts),
             samples=reaches & ~pools,
             pools=pools,
             completes=reaches & pools,

@@ -23,7 +23,7 @@ class ModelRunner:
         self,
         flat: FlatTokens,
         block_tables: NDArray[np.int32],
-        samples: NDArray[np.bool_],
+        output_indices: NDArray[np.int64],
         hidden_indices: NDArray[np.int64] | None = None,
     ) -> ForwardBatch:
         """Returns the tensors of a step.
@@ -31,7 +31,7 @@ class ModelRunner:
         Args:
             flat: Its tokens.
             block_tables: [computing, block]
-            samples: [computing] whether a row's last token is followed by a draw.
+            output_indices: Tokens whose logits are wanted, since a draw follows them.
             hidden_indices: Tokens whose hidden states are wanted; None for none.
         """
         attention = self._kernels.prepare_attention(
@@ -40,7 +40,6 @@ class ModelRunner:
             self._tensor(flat.context_lengths.astype(np.int32)),
             block_size=self._block_size,
         )
-        output_indices = flat.query_starts[1:][samples] - 1
         sampling_count = len(output_indices)
         if hidden_indices is not None:
             output_indices = np.concatenate((output_indices, hidden_indices))
@@ -55,15 +54,20 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Computes one token, so that whatever is built or allocated on first use is there. Block 0 is overwritten."""
-        one, zero = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        self.rehearse(1)
+
+    def rehearse(self, token_count: int) -> None:
+        """Computes tokens of one sequence, with logits for each. The first blocks that hold so many are overwritten."""
+        positions = np.arange(token_count, dtype=np.int64)
         flat = FlatTokens(
-            token_ids=zero,
-            positions=zero,
-            slot_ids=zero,
-            query_starts=np.array([0, 1], dtype=np.int64),
-            context_lengths=one,
+            token_ids=np.zeros_like(positions),
+            positions=positions,
+            slot_ids=positions,
+            query_starts=np.array([0, token_count], dtype=np.int64),
+            context_lengths=np.array([token_count], dtype=np.int64),
         )
-        self.run(self.prepare(flat, np.zeros((1, 1), dtype=np.int32), one.astype(np.bool_)))
+        block_table = np.arange(-(-token_count // self._block_size), dtype=np.int32)[None, :]
+        self.run(self.prepare(flat, block_table, positions))
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> ForwardResult:

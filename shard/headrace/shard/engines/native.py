@@ -16,6 +16,8 @@ from headrace.shard.model_runner import ModelRunner
 from headrace.shard.options import OptionValue, parse_options
 from headrace.shard.pooler import Pooled, PooledTokens, Pooler
 from headrace.shard.sampler import Sampler
+from headrace.shard.speculation.speculator import Speculator
+from headrace.shard.token_drawing import draw_step
 
 
 def create_native_engine(options: Mapping[str, OptionValue], progress: Callable[[str], None]) -> "NativeEngine":
@@ -36,7 +38,13 @@ def load_native_engine(options: NativeOptions, progress: Callable[[str], None]) 
     loader = NativeLoader(options, progress)
     loader.load_weights()
     budget = loader.size_cache()
-    return NativeEngine(loader.describe(budget), runner=loader.complete(budget), sampler=Sampler(loader.kernels))
+    runner, description = loader.complete(budget), loader.describe(budget)
+    return NativeEngine(
+        description,
+        runner=runner,
+        sampler=Sampler(loader.kernels),
+        speculator=loader.speculate(description, runner),
+    )
 
 
 class NativeEngine:
@@ -48,11 +56,13 @@ class NativeEngine:
         *,
         runner: ModelRunner,
         sampler: Sampler,
+        speculator: Speculator | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._description = description
         self._runner = runner
         self._sampler = sampler
+        self._speculator = speculator
         self._clock = clock or MonotonicClock()
         self._batch = InputBatch(description)
         self._pooler = Pooler()
@@ -73,10 +83,13 @@ class NativeEngine:
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
         began_s = self._clock.now()
-        batch = self._batch
+        batch, speculator = self._batch, self._speculator
         step = batch.apply(plan)
         if len(step.rows) == 0:
             return StepResult(step_id=plan.step_id, token_counts=(0,) * step.row_count, token_ids=())
+        drafts = None if speculator is None else speculator.draft(batch, step)
+        if drafts is not None:
+            step = batch.add_drafts(step, drafts)
         # Made by a helper while the model runs, and waited for when a token is drawn.
         batch.grammars.begin(step.places[step.samples])
         flat = batch.flatten(step)
@@ -84,29 +97,34 @@ class NativeEngine:
         prompt = batch.prompt_targets(step, flat)
         asked = [tokens.indices for tokens in (wanted, prompt) if tokens is not None]
         hidden_indices = np.concatenate(asked) if asked else None
-        inputs = self._runner.prepare(flat, batch.block_tables(step), step.samples, hidden_indices)
+        inputs = self._runner.prepare(flat, batch.block_tables(step), step.output_indices(), hidden_indices)
         prepared_s = self._clock.now()
         computed = self._runner.run(inputs)
         computed_s = self._clock.now()
-        draw = self._sampler.draw(computed.logits, batch, step)
         pooled_count = 0 if wanted is None else len(wanted.indices)
         pooled = None if wanted is None else self._pool(step, computed.hidden[:pooled_count], wanted)
         told = () if prompt is None else self._report_prompt(computed.hidden[pooled_count:], prompt)
-        failed = draw.failed if pooled is None else draw.failed | pooled.failed
-        outcomes = batch.record(step, draw.token_ids, failed)
+        failed = None if pooled is None else pooled.failed
+        drawn = draw_step(self._sampler, batch, step, computed.logits, drafts=drafts, failed=failed)
+        drawn_s = self._clock.now()
+        if speculator is not None:
+            speculator.learn(batch, step, drawn_s - prepared_s)
+        outcomes = drawn.outcomes
         return StepResult(
             step_id=plan.step_id,
             token_counts=outcomes.token_counts,
             token_ids=outcomes.token_ids,
             ended_rows=outcomes.ended_rows,
             row_ends=outcomes.row_ends,
-            errors=draw.errors if pooled is None else draw.errors + pooled.errors,
-            logprobs=told + draw.logprobs,
+            errors=drawn.errors if pooled is None else drawn.errors + pooled.errors,
+            logprobs=told + drawn.logprobs,
+            draft_rows=() if drafts is None else tuple(step.rows[drafts.indices].tolist()),
+            draft_token_counts=() if drafts is None else tuple(drafts.counts.tolist()),
             vectors=() if pooled is None else pooled.vectors,
             timings=StepTimings(
                 prepare_s=prepared_s - began_s,
                 forward_s=computed_s - prepared_s,
-                sample_s=self._clock.now() - computed_s,
+                sample_s=drawn_s - computed_s,
             ),
         )
 

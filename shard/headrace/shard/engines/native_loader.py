@@ -5,19 +5,23 @@ from pathlib import Path
 
 import torch
 
+from headrace.contract.clock import MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels, KernelsUnavailable, select
 from headrace.kernels.quantization import WeightFormat
 from headrace.shard import kv_cache
 from headrace.shard.capabilities import NATIVE_FIELDS
-from headrace.shard.engines.native_options import NativeOptions
+from headrace.shard.engines.native_options import NativeOptions, Speculation
 from headrace.shard.kv_cache import KvBudget
 from headrace.shard.memory import available_bytes
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.registry import ModelBuilder, load_model, open_source
 from headrace.shard.models.rotary import build_table
+from headrace.shard.speculation.ngram_drafter import NgramDrafter
+from headrace.shard.speculation.speculator import Speculator
+from headrace.shard.speculation.step_cost import measure_steps
 from headrace.shard.weights import WeightReader
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,6 +43,7 @@ class NativeLoader:
         self._options = options
         self._progress = progress
         self._dtype = _choose_dtype(options)
+        self._speculates = _choose_speculation(options) is not Speculation.OFF
         self._device = _choose_device(options)
         self._weight_format = _choose_weight_format(options)
         self.kernels = _choose_kernels(options, self._device, self._weight_format, progress)
@@ -108,12 +113,30 @@ class NativeLoader:
             block_size=budget.block_size,
             block_count=budget.block_count,
             steps_in_flight=2,
-            supported_fields=NATIVE_FIELDS,
+            supported_fields=NATIVE_FIELDS | ({"speculation"} if self._speculates else frozenset()),
             end_of_sequence_token_ids=self._config.end_of_sequence_token_ids,
             row_limit=self._options.row_limit,
             token_limit=self._options.token_limit,
             hidden_size=self._config.hidden_size,
+            draft_token_limit=self._options.draft_token_limit if self._speculates else 0,
         )
+
+    def speculate(self, description: EngineDescription, runner: ModelRunner) -> Speculator | None:
+        """Returns what guesses tokens ahead for the loaded model, after it has measured what guesses cost."""
+        if not self._speculates:
+            return None
+        self._progress("measuring what steps take")
+        limit = min(description.context_token_count, description.block_size * description.block_count)
+        cost = measure_steps(runner.rehearse, MonotonicClock(), token_limit=limit)
+        return Speculator(description, drafter=NgramDrafter(), cost=cost)
+
+
+def _choose_speculation(options: NativeOptions) -> Speculation:
+    if options.speculation not in list(Speculation):
+        raise StartupError(f"engine option speculation: {options.speculation!r} is none of {', '.join(Speculation)}")
+    if options.draft_token_limit < 1:
+        raise StartupError(f"engine option draft_token_limit: {options.draft_token_limit} is below 1")
+    return Speculation(options.speculation)
 
 
 def _choose_dtype(options: NativeOptions) -> torch.dtype:

@@ -1,6 +1,15 @@
 """What can be set about the native engine."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Speculation(StrEnum):
+    """Who guesses tokens ahead."""
+
+    OFF = "off"
+    NGRAM = "ngram"
+    """Whoever finds the last tokens earlier in the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,5 +38,9 @@ class NativeOptions:
     """Most rows in a step; 0 sets no limit."""
     token_limit: int = 8192
     """Most tokens in a step; 0 sets no limit."""
+    speculation: str = "off"
+    """Who guesses tokens ahead: off or ngram."""
+    draft_token_limit: int = 8
+    """Most tokens guessed for a row in a step."""
     thread_count: int = 0
     """Threads of torch's operators in this process; 0 leaves them as they are."""

@@ -1,0 +1,1 @@
+"""Guessing tokens ahead of the model, so that one forward pass can bring several."""
