@@ -46,7 +46,8 @@ class StepRows:
             return lasts
         counts = 1 + self.draft_counts[self.samples]
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(lasts - counts + 1, counts) + offsets
+        indices: Ints = np.repeat(lasts - counts + 1, counts) + offsets
+        return indices
 
     def further(self, numbers: Ints, places: Ints, starts: Ints) -> "StepRows":
         """Returns rows of this step as if they computed one token more, and drew after it."""
