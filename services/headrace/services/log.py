@@ -53,6 +53,8 @@ class Event(StrEnum):
     SERVER_STOPPED = "server_stopped"
     SHARD_EXITED = "shard_exited"
     SHARD_STARTED = "shard_started"
+    SIDECAR_EXITED = "sidecar_exited"
+    SIDECAR_STARTED = "sidecar_started"
     STEP_STREAM_ENDED = "step_stream_ended"
     STEP_STREAM_OPENED = "step_stream_opened"
     STEP_STREAM_TAKEN_OVER = "step_stream_taken_over"
@@ -70,7 +72,7 @@ EVENT_TEXTS: Mapping[Event, str] = {
     Event.METRICS_SERVED: "Prometheus can scrape the process.",
     Event.MODEL_DEFAULTS_DROPPED: "The model asks for sampling options by default that the engine lacks.",
     Event.NEW_CALLS_REFUSED: "The drain refuses new calls from now on.",
-    Event.PARENT_LOST: "The supervisor is gone, so the shard ends too.",
+    Event.PARENT_LOST: "The process that started this one is gone, so it ends too.",
     Event.PLAN_REJECTED: "A shard refused a step plan: a bug, or router and shard are of different versions.",
     Event.REPLICA_LOST: "A replica was lost; its requests go on elsewhere or wait for it.",
     Event.REPLICA_REFUSED: "A model server runs another model than the router speaks for.",
@@ -82,6 +84,8 @@ EVENT_TEXTS: Mapping[Event, str] = {
     Event.SERVER_STOPPED: "The server has closed its addresses.",
     Event.SHARD_EXITED: "A shard process ended. `restart_in_s` says when the next one starts.",
     Event.SHARD_STARTED: "A shard process was started.",
+    Event.SIDECAR_EXITED: "The REST sidecar ended. `restart_in_s` says when the next one starts.",
+    Event.SIDECAR_STARTED: "The REST sidecar was started.",
     Event.STEP_STREAM_ENDED: "A router gave the shard up.",
     Event.STEP_STREAM_OPENED: "A router took the shard, with an empty batch.",
     Event.STEP_STREAM_TAKEN_OVER: "Another router took the shard over.",

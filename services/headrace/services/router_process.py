@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,18 @@ from headrace.router.pipeline import ServedModel
 from headrace.router.replica import SchedulingOptions
 from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
-from headrace.services.address import TcpAddress
+from headrace.services.address import Address, TcpAddress, UnixAddress
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
 from headrace.services.router_app import RouterApp, RouterOptions
-from headrace.services.settings import RouterOnlySettings, RouterSettings, ServeSettings, ShardSettings
+from headrace.services.settings import RestSettings, RouterOnlySettings, RouterSettings, ServeSettings, ShardSettings
 from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_supervisor import ShardSupervisor, shard_command
 from headrace.services.shutdown import Shutdown
+from headrace.services.sidecar_process import SidecarProcess, sidecar_command
 from headrace.services.telemetry.endpoint import MetricsEndpoint, Source, serve_metrics
 from headrace.services.telemetry.metric import Metric
 from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
@@ -62,16 +64,47 @@ def main_serve(arguments: Sequence[str]) -> int:
             for number, address in enumerate(addresses)
         ]
         supervisor = ShardSupervisor(commands, clock=MonotonicClock())
-        return event_loop.run(run_router(settings, [(address,) for address in addresses], supervisor=supervisor))
+        sidecar = None if settings.rest_listen is None else _sidecar(settings, Path(folder) / "router.sock")
+        return event_loop.run(
+            run_router(settings, [(address,) for address in addresses], supervisor=supervisor, sidecar=sidecar)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The REST sidecar of a router."""
+
+    process: SidecarProcess
+    router_address: Address
+    """Where it reaches the router: a socket that nobody else can open."""
+
+
+def _sidecar(settings: ServeSettings, socket_path: Path) -> Sidecar:
+    router_address = UnixAddress(socket_path)
+    flags = to_flags(
+        settings,
+        RestSettings,
+        router_address=(str(router_address),),
+        listen=settings.rest_listen,
+        hostname=None,
+        port=None,
+        exit_with_parent=True,
+        metrics_address=shard_metrics_address(settings, settings.replica_count),
+    )
+    return Sidecar(SidecarProcess(sidecar_command(*flags), clock=MonotonicClock()), router_address)
 
 
 async def run_router(
-    settings: RouterOnlySettings, shards: Sequence[tuple[str, ...]], *, supervisor: ShardSupervisor | None
+    settings: RouterOnlySettings,
+    shards: Sequence[tuple[str, ...]],
+    *,
+    supervisor: ShardSupervisor | None,
+    sidecar: Sidecar | None = None,
 ) -> int:
     """Serves until a signal comes, then drains.
 
     Raises:
-        StartupError: the model or the address is wrong, or a supervised shard cannot start.
+        StartupError: the model or the address is wrong, or a supervised shard or sidecar cannot start.
     """
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
@@ -96,11 +129,14 @@ async def run_router(
             report=report,
         )
         await stack.enter_async_context(metrics_endpoint(settings, app))
-        bound = await app.start([settings.listen_address])
+        bound = await app.start([settings.listen_address, *([] if sidecar is None else [sidecar.router_address])])
         runners.append(asyncio.ensure_future(app.run(shards)))
         stack.push_async_callback(_end_task, runners[-1])
-        ready = asyncio.ensure_future(_announce(app, model.card.name, bound))
+        ready = asyncio.ensure_future(_announce(app, model.card.name, bound[:1]))
         stack.push_async_callback(_end_task, ready)
+        if sidecar is not None:
+            runners.append(asyncio.ensure_future(sidecar.process.run(ready)))
+            stack.push_async_callback(_end_task, runners[-1])
         ending = asyncio.ensure_future(shutdown.wait())
         await asyncio.wait([ending, *runners], return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
@@ -108,7 +144,11 @@ async def run_router(
             if runner.done():
                 await app.server.stop()
                 runner.result()
-        await app.drain(shutdown.hurry)
+        # Both go through the same times, so what the sidecar still takes, the router takes.
+        draining = [app.drain(shutdown.hurry)]
+        if sidecar is not None:
+            draining.append(sidecar.process.drain(shutdown.hurry))
+        await asyncio.gather(*draining)
     return 0
 
 

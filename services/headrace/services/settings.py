@@ -211,15 +211,34 @@ class RouterSettings(RouterOnlySettings):
     """Where a shard is reached: `host:port` or `unix:PATH`. May be repeated; each is a replica of the model."""
 
 
-class ServeSettings(RouterOnlySettings, EngineSettings):
-    """Runs a router and its shards together, and restarts a shard that dies."""
+class TranslationSettings(ProcessSettings):
+    """What concerns HTTP, in the sidecar and in whoever starts it."""
+
+    body_size_limit: Annotated[ByteSize, Field(json_schema_extra={"aliases": ["payload-limit"]})] = ByteSize(16 * 2**20)
+    """Largest body of an HTTP request, in bytes or with a unit such as `16MiB`."""
+    deadline_s: PositiveFloat = 600.0
+    """How long a request may take in all, waiting included, in seconds. The header `x-request-timeout-s` may ask for
+    less."""
+    client_batch_limit: PositiveInt = 64
+    """Most prompts of one `/v1/completions` request, each of which the router gets as a request of its own."""
+    embedding_pooling: Pooling | None = None
+    """How `/v1/embeddings` makes a vector of hidden states, `mean` or `last`, for requests that do not say it: what the
+    model was trained for. Left out, each request has to."""
+    cors_allow_origin: tuple[str, ...] = ()
+    """An origin whose pages may call the sidecar from a browser, or `*`. May be repeated."""
+
+
+class ServeSettings(RouterOnlySettings, EngineSettings, TranslationSettings):
+    """Runs a router and its shards together, with a REST sidecar if asked to, and restarts what dies."""
 
     replica_count: PositiveInt = 1
     """Number of shards, each a replica of the model. With metrics, the first shard has the port after the router's,
     the second the next, and so on."""
+    rest_listen: Annotated[AddressText | None, Field(json_schema_extra={"aliases": ["rest"]})] = None
+    """Starts a REST sidecar too, in a process of its own, that HTTP clients reach here: `host:port` or `unix:PATH`."""
 
 
-class RestSettings(ProcessSettings):
+class RestSettings(TranslationSettings):
     """Runs a REST sidecar: translates HTTP to the gRPC of a router, and holds nothing itself."""
 
     router_address: Annotated[
@@ -233,18 +252,8 @@ class RestSettings(ProcessSettings):
     """Host to listen on, in place of the one in `listen`."""
     port: Annotated[NonNegativeInt | None, Field(le=65535, json_schema_extra={"flag_only": True})] = None
     """Port to listen on, in place of the one in `listen`; 0 lets the system choose."""
-    body_size_limit: Annotated[ByteSize, Field(json_schema_extra={"aliases": ["payload-limit"]})] = ByteSize(16 * 2**20)
-    """Largest body of an HTTP request, in bytes or with a unit such as `16MiB`."""
-    deadline_s: PositiveFloat = 600.0
-    """How long a request may take in all, waiting included, in seconds. The header `x-request-timeout-s` may ask for
-    less."""
-    client_batch_limit: PositiveInt = 64
-    """Most prompts of one `/v1/completions` request, each of which the router gets as a request of its own."""
-    embedding_pooling: Pooling | None = None
-    """How `/v1/embeddings` makes a vector of hidden states, `mean` or `last`, for requests that do not say it: what the
-    model was trained for. Left out, each request has to."""
-    cors_allow_origin: tuple[str, ...] = ()
-    """An origin whose pages may call the sidecar from a browser, or `*`. May be repeated."""
+    exit_with_parent: bool = False
+    """End when standard input closes. Set by `headrace serve` for the sidecar that it starts."""
     propagation_s: NonNegative = 3.0
     """After SIGTERM, how long late requests are still served while load balancers learn of it, in seconds."""
     drain_timeout_s: Annotated[NonNegative, Field(json_schema_extra={"aliases": ["graceful-termination-timeout"]})] = (

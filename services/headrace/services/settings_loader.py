@@ -35,7 +35,6 @@ RETIRED_FLAGS: Mapping[str, str] = {
     "max-waiting-tokens": "it has no meaning here: prompts join the running batch in chunks",
     "cuda-memory-fraction": "set --kv-memory",
     "disable-custom-kernels": "set --kernels reference",
-    "payload-limit": "set --message-size-limit",
     "api-key": "authentication is not in this release; put the router behind a proxy that has it",
     "otlp-endpoint": "traces are not in this release",
     "json-output": "set --log-format json",

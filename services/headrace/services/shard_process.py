@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-import threading
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from headrace.internal.v1 import shard_service_pb2
 from headrace.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from headrace.services import event_loop
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
+from headrace.services.child_process import end_with_parent
 from headrace.services.grpc_server import GrpcServer
 from headrace.services.log import Event, configure, logger
 from headrace.services.model_source import resolve_model
@@ -28,9 +28,6 @@ from headrace.shard.engine import Engine
 from headrace.shard.options import OptionValue
 from headrace.shard.registry import create_engine
 from headrace.shard.worker import Worker
-
-LONELY_GRACE_S = 10.0
-"""How long a shard may take to end after its supervisor has died."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,7 +60,7 @@ async def run_shard(settings: ShardSettings) -> int:
     """
     shutdown = Shutdown()
     if settings.exit_with_parent:
-        _end_with_parent(shutdown)
+        end_with_parent(shutdown)
     servicer = ShardServicer(instance_id=uuid.uuid4().hex)
     server = GrpcServer(
         ServerLimits(message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES),
@@ -181,23 +178,3 @@ def _value(text: str) -> OptionValue:
         except ValueError:
             continue
     return text
-
-
-def _end_with_parent(shutdown: Shutdown) -> None:
-    """Ends this process when standard input closes: the parent holds the other end."""
-    loop = asyncio.get_running_loop()
-    descriptor = sys.stdin.fileno()
-
-    def on_readable() -> None:
-        if os.read(descriptor, 4096):
-            return
-        loop.remove_reader(descriptor)
-        if not shutdown.requested.is_set():
-            logger().warning(Event.PARENT_LOST)
-        shutdown.request()
-        # Nobody is left to kill a shard that hangs in a step.
-        watchdog = threading.Timer(LONELY_GRACE_S, os._exit, [1])
-        watchdog.daemon = True
-        watchdog.start()
-
-    loop.add_reader(descriptor, on_readable)

@@ -1,15 +1,13 @@
 """Starts shard processes, starts them again when they die, and never leaves one behind."""
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from headrace.contract.clock import Clock
 from headrace.contract.errors import StartupError
 from headrace.services.backoff import Backoff
+from headrace.services.child_process import end_child, exit_of, start_child
 from headrace.services.cli import EXIT_CANNOT_START
 from headrace.services.log import Event, logger
 
@@ -17,8 +15,6 @@ HEALTHY_AFTER_S = 30.0
 """A shard that lived so long did not die of its start: waiting begins anew with the shortest time."""
 
 RESTART_FIRST_S, RESTART_LIMIT_S = 0.1, 30.0
-STOP_GRACE_S = 10.0
-"""How long a shard may take to end before it is killed."""
 
 
 def shard_command(*arguments: str) -> list[str]:
@@ -71,46 +67,14 @@ class ShardSupervisor:
             await asyncio.sleep(wait_s)
 
     async def _run_once(self, number: int, command: Sequence[str]) -> int:
-        with _start(command) as process:
+        with start_child(command) as process:
             self.pids[number] = process.pid
             logger().info(Event.SHARD_STARTED, shard=number, pid=process.pid)
             try:
-                await _exit_of(process)
+                await exit_of(process)
             except asyncio.CancelledError:
-                await _end(process)
+                await end_child(process)
                 raise
             finally:
                 del self.pids[number]
             return process.wait()
-
-
-def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    # The subprocess module starts children by vfork: a plain fork would run gRPC's handlers in the child.
-    # A session of its own keeps a terminal's Ctrl-C from ending the shard before the router has drained.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own command
-
-
-async def _exit_of(process: "subprocess.Popen[bytes]") -> None:
-    """Waits until a process has ended, without a thread: its pidfd becomes readable then."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    descriptor = os.pidfd_open(process.pid)
-    try:
-        loop.add_reader(descriptor, lambda: None if ended.done() else ended.set_result(None))
-        await ended
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-
-async def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Asks a process to end, and kills it if it does not."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(STOP_GRACE_S):
-            await _exit_of(process)
-    except TimeoutError:
-        process.kill()
-    finally:
-        if process.poll() is None:
-            process.kill()

@@ -12,7 +12,7 @@ import structlog
 
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.errors import StartupError
-from headrace.services import shard_supervisor
+from headrace.services import child_process
 from headrace.services.shard_supervisor import ShardSupervisor
 
 Log = list[dict[str, object]]
@@ -94,7 +94,7 @@ async def test_a_process_that_once_ran_is_given_more_chances(log: Log, tmp_path:
 
 
 async def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shard_supervisor, "STOP_GRACE_S", 0.1)
+    monkeypatch.setattr(child_process, "STOP_GRACE_S", 0.1)
     ready = tmp_path / "ready"
     stubborn = f"import signal; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); signal.pause()"
     supervisor = ShardSupervisor([python(stubborn)], clock=MonotonicClock())

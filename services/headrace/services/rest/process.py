@@ -14,6 +14,7 @@ import uvicorn
 from headrace.contract.errors import StartupError
 from headrace.services import event_loop
 from headrace.services.address import Address, TcpAddress, UnixAddress, clear_for_listening
+from headrace.services.child_process import end_with_parent
 from headrace.services.log import Event, configure, logger
 from headrace.services.rest.app import build_app
 from headrace.services.rest.router_link import RouterLink
@@ -58,6 +59,8 @@ async def run_sidecar(settings: RestSettings) -> int:
         StartupError: the address is taken, not of this machine, or open to others without encryption.
     """
     shutdown = Shutdown()
+    if settings.exit_with_parent:
+        end_with_parent(shutdown)
     link = RouterLink(settings.router_address, message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES)
     sidecar = Sidecar(
         link=link,
