@@ -37,7 +37,17 @@ def main() -> int:
             run([str(CHECKS / "curl.sh"), url])
         with serving(log, *FAKE) as url:
             schemathesis = str(python("current").with_name("st"))
-            options = ("--exclude-checks", EXCLUDED_CHECKS, "--max-examples", str(EXAMPLE_LIMIT), "--seed", "1")
+            # Of the times that it makes up, most are too short for an answer.
+            header = ("--header", "x-request-timeout-s: 30")
+            options = (
+                *header,
+                "--exclude-checks",
+                EXCLUDED_CHECKS,
+                "--max-examples",
+                str(EXAMPLE_LIMIT),
+                "--seed",
+                "1",
+            )
             run([schemathesis, "run", f"{url}/openapi.json", "--no-color", *options])
     return 0
 

@@ -5,7 +5,8 @@ url=$1
 turns='[{"role": "user", "content": "Why is the sky blue?"}]'
 
 post() { curl --silent --show-error --fail-with-body "$url$1" --header 'content-type: application/json' --data "$2" "${@:3}"; }
-has() { grep --quiet --fixed-strings -- "$1" || { echo "curl: the answer lacks $1" >&2; exit 1; }; }
+# Reads everything: a grep that stops at the first hit would close the pipe before curl has written.
+has() { grep --fixed-strings -- "$1" >/dev/null || { echo "curl: the answer lacks $1" >&2; exit 1; }; }
 
 [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "$url/health")" = 200 ]
 post /v1/chat/completions "{\"messages\": $turns, \"max_tokens\": 4}" | has '"object":"chat.completion"'

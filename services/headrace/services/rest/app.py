@@ -1,7 +1,7 @@
 """The sidecar as an ASGI application: routes, errors of every kind, and a line of log for each request."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +20,8 @@ from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.http_request import ClientGone
 from headrace.services.rest.sidecar import Exchange, Sidecar
 from headrace.services.telemetry.http_metrics import UNKNOWN_PATH, HttpMeter
+
+Answer = Callable[[Request], Awaitable[Response]]
 
 _HUNG_UP = 499
 """What nginx logs for a caller who did not wait; nobody receives it."""
@@ -41,7 +43,7 @@ def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIAp
             )
         )
     return Starlette(
-        routes=[*DESCRIPTION_ROUTES, *(_route(endpoint, sidecar) for endpoint in ENDPOINTS)],
+        routes=[*DESCRIPTION_ROUTES, *_routes(sidecar)],
         middleware=middleware,
         exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
     )
@@ -84,11 +86,23 @@ class RequestLog:
             )
 
 
-def _route(endpoint: Endpoint, sidecar: Sidecar) -> Route:
-    return Route(endpoint.path, _guarded(endpoint, sidecar), methods=[endpoint.method])
+def _routes(sidecar: Sidecar) -> Iterator[Route]:
+    """Yields one route for each path, so that a refusal of a method names all that there are."""
+    by_path: dict[str, dict[str, Answer]] = {}
+    for endpoint in ENDPOINTS:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = _guarded(endpoint, sidecar)
+    for path, by_method in by_path.items():
+        yield Route(path, _by_method(by_method), methods=[*by_method])
 
 
-def _guarded(endpoint: Endpoint, sidecar: Sidecar) -> Callable[[Request], Awaitable[Response]]:
+def _by_method(by_method: Mapping[str, Answer]) -> Answer:
+    async def answer(request: Request) -> Response:
+        return await by_method["GET" if request.method == "HEAD" else request.method](request)
+
+    return answer
+
+
+def _guarded(endpoint: Endpoint, sidecar: Sidecar) -> Answer:
     """Returns a function that answers requests, and puts what goes wrong in the words of the endpoint's protocol."""
     dialect = endpoint.dialect
 

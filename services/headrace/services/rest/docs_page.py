@@ -60,7 +60,10 @@ def _operation(method: str, path: str, operation: Json, shared: Json) -> str:
     }
     rows = "".join(
         f"<tr><td><code>{status}</code><td>{escape(response['description'])}<td>"
-        + ", ".join(f"<code>{escape(kind)}</code> {_type(of['schema'])}" for kind, of in _content(response))
+        + ", ".join(
+            f"<code>{escape(kind)}</code> {_type(of['schema']) if 'schema' in of else ''}"
+            for kind, of in _content(response)
+        )
         for status, response in responses.items()
     )
     return "".join([*parts, f"<table><tr><th>Status<th>When<th>Body{rows}</table></details>"])

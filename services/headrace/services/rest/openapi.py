@@ -93,7 +93,7 @@ def _operation(endpoint: Endpoint, path: str, schemas: dict[str, Json]) -> Json:
         "summary": summary,
         "operationId": "_".join([endpoint.method.lower(), *re.findall(r"\w+", path)]),
         "tags": [endpoint.dialect.name],
-        "parameters": [*_path_parameters(path), *_PARAMETERS],
+        "parameters": [*_path_parameters(path), *(_PARAMETERS if endpoint.body is not None else ())],
         "responses": {"200": _answer(endpoint, schemas)}
         | {
             str(status): {"$ref": f"#/components/responses/{_refusal(endpoint.dialect, status)}"} for status in statuses
@@ -119,7 +119,8 @@ def _answer(endpoint: Endpoint, schemas: dict[str, Json]) -> Json:
     if endpoint.result is not None:
         content["application/json"] = {"schema": schemas[_name(endpoint.result)]}
     if endpoint.streams:
-        content[MEDIA_TYPE] = {"schema": {"type": "string", "description": "Events, each with JSON as its data."}}
+        # OpenAPI 3.1 has no words for events.
+        content[MEDIA_TYPE] = {}
     answer: Json = {"description": "The answer.", "headers": _HEADER_REFERENCES}
     return answer | {"content": content} if content else answer
 

@@ -38,6 +38,9 @@ async def test_paths_and_methods_that_are_not_there(rest: Any) -> None:
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "invalid_request_error")
     wrong = await rest.http.get("/v1/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    both = await rest.http.delete("/")
+    assert (both.status_code, set(both.headers["allow"].split(", "))) == (405, {"GET", "HEAD", "POST"})
+    assert (await rest.http.head("/")).status_code == 200
 
 
 async def test_health_is_the_routers(rest: Any) -> None:
