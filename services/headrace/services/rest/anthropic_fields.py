@@ -214,9 +214,10 @@ class PromptBody(Body):
         return options
 
     def _ignored_within(self) -> Iterator[str]:
-        for tool in self.tools or ():
-            if tool.strict is not None:
-                yield "tools.strict"
+        is_free = self.tool_choice is None or self.tool_choice.type in ("auto", "none")
+        # A call that nobody asked for is held to no schema.
+        if is_free and any(tool.strict for tool in self.tools or ()):
+            yield "tools.strict"
         if self.thinking is not None:
             if self.thinking.budget_tokens is not None:
                 yield "thinking.budget_tokens"

@@ -176,6 +176,9 @@ class ResponsesBody(GenerationBody):
             names.append("text.verbosity")
         if self.reasoning is not None and (self.reasoning.summary or self.reasoning.generate_summary):
             names.append("reasoning.summary")
+        # A call that nobody asked for is held to no schema.
+        if self.tool_choice in (None, "auto", "none") and any(tool.strict for tool in self.tools or ()):
+            names.append("tools.strict")
         return ", ".join(name for name in names if name)
 
     def conversation_of(self) -> tuple[list[MessageLike], list[str]]:
