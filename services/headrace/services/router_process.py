@@ -20,6 +20,7 @@ from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
 from headrace.services.address import Address, TcpAddress, UnixAddress
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
+from headrace.services.grpc_poller import considerate_poller
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
@@ -108,6 +109,7 @@ async def run_router(
     """
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
+        stack.enter_context(considerate_poller())
         runners: list[asyncio.Future[None]] = []
         if supervisor is not None:
             # First, since a shard takes longer to start than the router.
