@@ -79,11 +79,14 @@ def _workload(name: str, entry: Result) -> str:
             ratio = ratio_cell(ours, values, is_rate=figure["is_rate"]) if is_peer else ""
             rows.append([f"{figure['name']}, {figure['unit']}", system, spread_cell(values), ratio])
     table = markdown_table(["figure", "system", "median", "ratio"], rows)
-    idle = (
+    return f"## {entry['title']} (`{name}`)\n\n{table}\n\n{_others(entry)}"
+
+
+def _others(entry: Result) -> str:
+    return (
         f"Meanwhile the systems that were not measured took at most {entry['idle_share']:.1%} of a core, "
         f"and the rest of the machine {entry['foreign_share']:.1%}."
     )
-    return f"## {entry['title']} (`{name}`)\n\n{table}\n\n{idle}"
 
 
 def _singles(result: Result) -> Iterable[str]:
@@ -110,7 +113,8 @@ def _singles(result: Result) -> Iterable[str]:
         )
     if "router" in result:
         rows = [[name, unit, spread_cell(values)] for name, unit, values in _router_rows(result["router"])]
-        yield "## Router alone\n\n" + markdown_table(["figure", "unit", "median"], rows)
+        table = markdown_table(["figure", "unit", "median"], rows)
+        yield f"## Router alone\n\n{table}\n\n{_others(result['router'])}"
 
 
 def _router_rows(router: Result) -> Iterable[tuple[str, str, Sequence[float]]]:

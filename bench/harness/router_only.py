@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.headrace_server import HeadraceServer
 from harness.peer_process import clean_environment, python_of
-from harness.processes import cpu_s, tree_cpu_s
+from harness.processes import LoadWatch, cpu_s, tree_cpu_s
 from harness.sidecar import measure_sidecar
 from harness.systems import DRIVERS, LOGS, PEERS
 from harness.workloads import VOCABULARY_SIZE, Request
@@ -38,12 +38,19 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
         "sidecar_first_token": {"headrace rest": []},
         "latency": {"p50": [], "p99": []},
     }
+    shares: list[tuple[float, float]] = []
     smg = await _start_smg()
     server = await _start_paced(model, CPU_STEP_S)
     try:
         for round_index in range(round_count + 1):
+            watch = LoadWatch(measured=server.process_id, idle=[] if smg is None else [smg[0].pid])
             ours = await _cpu_per_token(server, round_index)
-            theirs = None if smg is None else await _smg_cpu_per_token(smg)
+            shares.append(watch.shares())
+            theirs = None
+            if smg is not None:
+                watch = LoadWatch(measured=smg[0].pid, idle=[server.process_id])
+                theirs = await _smg_cpu_per_token(smg)
+                shares.append(watch.shares())
             http_us, http_ms = await measure_sidecar(server, round_index=round_index)
             if round_index:
                 result["sidecar_cpu"]["headrace rest"].append(http_us)
@@ -55,22 +62,37 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
                 result["cpu"]["headrace"].append(ours)
                 if smg is not None:
                     result["cpu"].setdefault(f"SMG {smg[1]['version']}", []).append(theirs)
-                print(f"router {round_index}: headrace {ours:.1f} us, SMG {theirs or 0:.1f} us per token", flush=True)
+                print(
+                    f"router {round_index}: headrace {ours:.1f} us, SMG {theirs or 0:.1f} us per token; "
+                    f"others on the machine took {max(foreign for _, foreign in shares[-2:]):.0%} of a core",
+                    flush=True,
+                )
     finally:
         await server.stop()
         if smg is not None:
             await _stop_smg(smg[0])
+    shares += await _measure_latency(model, result["latency"], round_count)
+    result["idle_share"] = max(idle for idle, _ in shares)
+    result["foreign_share"] = max(foreign for _, foreign in shares)
+    return result
+
+
+async def _measure_latency(model: str, latency: dict[str, list[float]], round_count: int) -> list[tuple[float, float]]:
+    """Fills in milliseconds added per token; returns what the rest of the machine took meanwhile."""
+    shares: list[tuple[float, float]] = []
     server = await _start_paced(model, LATENCY_STEP_S)
     try:
         for round_index in range(round_count + 1):
+            watch = LoadWatch(measured=server.process_id, idle=[])
             added_s = await _added_s(server, round_index)
+            shares.append(watch.shares())
             if round_index:
                 for percent in (50, 99):
-                    result["latency"][f"p{percent}"].append(1e3 * nearest_rank(added_s, percent))
-                print(f"router {round_index}: {result['latency']['p50'][-1]:.2f} ms added", flush=True)
+                    latency[f"p{percent}"].append(1e3 * nearest_rank(added_s, percent))
+                print(f"router {round_index}: {latency['p50'][-1]:.2f} ms added", flush=True)
     finally:
         await server.stop()
-    return result
+    return shares
 
 
 async def _start_paced(model: str, step_s: float) -> HeadraceServer:

@@ -154,7 +154,12 @@ def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
                 "w": {"step_count": 2, "prepare_s": 0.002, "forward_s": 0.02, "sample_s": 0.0, "waiting_s": 0.1}
             },
             "start": [3.0, 5.0, 4.0],
-            "router": {"cpu": {"headrace": [25.0]}, "latency": {"p50": [0.5]}},
+            "router": {
+                "cpu": {"headrace": [25.0]},
+                "latency": {"p50": [0.5]},
+                "idle_share": 0.0,
+                "foreign_share": 0.01,
+            },
         }
     )
     assert "| decode, tok/s | peer | 100 (70.0..110) | 2.00 (2.00..3.00) |" in text
