@@ -1,0 +1,1 @@
+"""Takes reasoning and tool calls out of what a chat model writes."""
