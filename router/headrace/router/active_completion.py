@@ -4,6 +4,8 @@ from itertools import islice
 
 from headrace.contract.generation import CompletionEnd, FinishReason
 from headrace.contract.step import RowEnd, RowLogprobs
+from headrace.router.chat_output.formats import marks_of
+from headrace.router.chat_output.parser import ChatOutputParser, ChatPieces
 from headrace.router.detokenizer import Detokenizer
 from headrace.router.logprob_writer import LogprobWriter
 from headrace.router.output_stream import OutputStream
@@ -22,6 +24,7 @@ class ActiveCompletion:
         "_logprob_sum",
         "_logprobs",
         "_matcher",
+        "_parser",
         "_stop_token_id",
         "_stream",
         "end",
@@ -48,7 +51,15 @@ class ActiveCompletion:
         self.generated_count = 0
         self._index = index
         self._stream = stream
-        self._detokenizer = Detokenizer(tokenizer, include_special_tokens=request.include_special_tokens)
+        output = request.chat_output
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            include_special_tokens=request.include_special_tokens,
+            spelled_tokens=marks_of(output.tool_format, output.reasoning_format),
+        )
+        # The prompt grows from turn to turn, so a caller who gives every turn the same id gets other ids of calls.
+        id_base = f"{request.request_id} {request.prompt_token_count} {index}"
+        self._parser = None if output.is_empty else ChatOutputParser(output, id_base)
         stop = request.text_stop
         self._matcher = (
             StopMatcher(stop.stop_sequences, include=stop.include_stop_sequence) if stop.stop_sequences else None
@@ -67,10 +78,10 @@ class ActiveCompletion:
     def advance(self, update: SequenceUpdate) -> None:
         """Takes new tokens and, if these end the completion, ends it. Check `end` after."""
         if update.token_ids:
-            if self._matcher is None:
+            if self._matcher is None and (self._parser is None or not self._parser.may_complete):
                 self._take(self._detokenizer.push(update.token_ids), update.token_ids, update.logprobs)
             else:
-                self._advance_matching(self._matcher, update)
+                self._advance_watching(update)
         if self.end is None and update.end is not None:
             if update.end is not RowEnd.TOKEN_LIMIT:
                 self._stop_token_id = update.token_ids[-1]
@@ -87,37 +98,58 @@ class ActiveCompletion:
             stop_sequence = self._matcher.matched
         self._close(rest, reason, stop_sequence)
 
-    def _advance_matching(self, matcher: StopMatcher, update: SequenceUpdate) -> None:
-        """Pushes token by token, so that nothing after the token that completed a stop sequence counts."""
+    def _advance_watching(self, update: SequenceUpdate) -> None:
+        """Reads token by token, so that nothing after the token whose text ended the completion counts."""
         token_ids = update.token_ids
-        texts: list[str] = []
+        least_count = self.sequence.request.row_stop.min_new_token_count
         for count, token_id in enumerate(token_ids, start=1):
             text = self._detokenizer.push((token_id,))
-            if self.generated_count + count <= self.sequence.request.row_stop.min_new_token_count:
-                texts.append(text)
-                continue
-            texts.append(matcher.push(text))
-            if matcher.matched is not None:
+            generated_count = self.generated_count + count
+            if self._matcher is not None and generated_count > least_count:
+                text = self._matcher.push(text)
+            self._put(text)
+            stop_sequence = None if self._matcher is None else self._matcher.matched
+            if stop_sequence is not None or (self._has_only_call and generated_count >= least_count):
                 self._take("", token_ids[:count], update.logprobs)
-                self._close("".join(texts), FinishReason.STOP_SEQUENCE, matcher.matched)
+                self._close("", FinishReason.TOOL_CALL, stop_sequence)
                 return
-        self._take("".join(texts), token_ids, update.logprobs)
+        self._take("", token_ids, update.logprobs)
+
+    @property
+    def _has_only_call(self) -> bool:
+        """Whether the one tool call that the request allows has come."""
+        return self._parser is not None and self._parser.is_complete
 
     def _take(self, text: str, token_ids: tuple[int, ...], reports: tuple[RowLogprobs, ...]) -> None:
-        """Counts tokens and passes them on. What is reported beyond them came after a stop sequence."""
+        """Counts tokens and passes them on. What is reported beyond them came after the end."""
         self.generated_count += len(token_ids)
         if reports:
             reports = tuple(report for report in reports if not report.is_prompt)
             values = (value for report in reports for value in report.logprobs)
             self._logprob_sum += sum(islice(values, len(token_ids)))
-        if self._logprobs is None:
-            self._stream.put_tokens(text, token_ids, index=self._index)
+        logprobs = () if self._logprobs is None else self._logprobs.write(token_ids, reports)
+        if self._parser is not None:
+            self._put(text)
+            text = ""
+        self._stream.put_tokens(text, token_ids, logprobs, index=self._index)
+
+    def _put(self, text: str) -> None:
+        """Passes text on, told apart if the request wants that."""
+        if self._parser is None:
+            if text:
+                self._stream.put_tokens(text, (), index=self._index)
         else:
-            self._stream.put_tokens(text, token_ids, self._logprobs.write(token_ids, reports), index=self._index)
+            self._put_pieces(self._parser.push(text))
+
+    def _put_pieces(self, pieces: ChatPieces) -> None:
+        self._stream.put_pieces(pieces.reasoning, pieces.tool_calls, index=self._index)
+        if pieces.text:
+            self._stream.put_tokens(pieces.text, (), index=self._index)
 
     def _close(self, rest: str, reason: FinishReason, stop_sequence: str | None) -> None:
-        if rest:
-            self._stream.put_tokens(rest, (), index=self._index)
+        self._put(rest)
+        if self._parser is not None:
+            self._put_pieces(self._parser.flush())
         if stop_sequence is not None:
             reason, self._stop_token_id = FinishReason.STOP_SEQUENCE, None
         self.end = CompletionEnd(

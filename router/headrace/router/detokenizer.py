@@ -1,7 +1,7 @@
 """Turns the tokens of one completion into text, as soon as it is final."""
 
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from headrace.router.tokenizer import Tokenizer
 
@@ -15,21 +15,46 @@ class Detokenizer:
     leading space is kept.
     """
 
-    __slots__ = ("_open_bytes", "_table")
+    __slots__ = ("_open_bytes", "_spelled", "_table")
 
-    def __init__(self, tokenizer: Tokenizer, *, include_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, include_special_tokens: bool, spelled_tokens: Iterable[str] = ()
+    ) -> None:
+        """Starts without a token.
+
+        Args:
+            tokenizer: Of the model.
+            include_special_tokens: Whether special tokens are spelled out in the text.
+            spelled_tokens: Special tokens that are spelled out in any case. Texts that are none are ignored.
+        """
+        self._spelled: dict[int, bytes] = {}
+        if not include_special_tokens:
+            for token in spelled_tokens:
+                token_id = tokenizer.token_id(token)
+                if token_id in tokenizer.special_token_ids:
+                    self._spelled[token_id] = token.encode()
         self._table = tokenizer.token_bytes(include_special_tokens=include_special_tokens)
         self._open_bytes = b""
         """The first bytes of a character; at most three."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that these tokens complete; may be empty."""
+        if self._spelled:
+            data = b"".join([self._spelled.get(token_id) or self._bytes_of(token_id) for token_id in token_ids])
+            return self._decode(data)
         table = self._table
         try:
             data = b"".join([table[token_id] for token_id in token_ids])
         except IndexError:
             # Models round their vocabulary up: ids past the tokenizer's have no text.
             data = b"".join([table[token_id] for token_id in token_ids if token_id < len(table)])
+        return self._decode(data)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        return self._table[token_id] if token_id < len(self._table) else b""
+
+    def _decode(self, data: bytes) -> str:
+        """Returns the text of the characters that these bytes complete."""
         if self._open_bytes:
             data = self._open_bytes + data
         text, used_count = utf_8_decode(data, "replace")

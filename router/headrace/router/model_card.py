@@ -6,9 +6,11 @@ from pathlib import Path
 
 import tokenizers
 
+from headrace.contract.chat_output import ReasoningFormat, ToolFormat
 from headrace.contract.errors import FeatureUnsupported, InvalidRequest, StartupError
 from headrace.contract.generation import ChatMessage, ChatPrompt
 from headrace.contract.sampling import SamplingParams
+from headrace.router.chat_output.formats import detect_reasoning_format, detect_tool_format
 from headrace.router.chat_template import ChatTemplate
 from headrace.router.folder_facts import read_folder_facts
 from headrace.router.gguf_facts import read_gguf_facts
@@ -42,6 +44,12 @@ class ModelCard:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     """By the name that chat templates use, such as `bos_token`."""
+    takes_tools: bool = False
+    """Whether the chat template has a place for tools."""
+    tool_format: ToolFormat | None = None
+    """How it writes tool calls; None if nobody knows, and then they stay in the text."""
+    reasoning_format: ReasoningFormat | None = None
+    """How it marks its reasoning; None if it does not, or nobody knows."""
 
     def compile_chat_template(self) -> ChatTemplate | None:
         """Returns the chat template, ready to render; None if the model has none.
@@ -70,10 +78,17 @@ def load_model_card(source: Path, name: str) -> ModelCard:
         chat_template=facts.chat_template,
         special_tokens=facts.special_tokens,
     )
-    turn_end = _turn_end(card, facts)
-    if turn_end is None or turn_end in card.end_of_sequence_token_ids:
+    template = card.compile_chat_template()
+    if template is None or card.chat_template is None:
         return card
-    return replace(card, end_of_sequence_token_ids=(*card.end_of_sequence_token_ids, turn_end))
+    ends, turn_end = card.end_of_sequence_token_ids, _turn_end(template, facts)
+    return replace(
+        card,
+        end_of_sequence_token_ids=ends if turn_end is None or turn_end in ends else (*ends, turn_end),
+        takes_tools=template.takes_tools,
+        tool_format=detect_tool_format(card.chat_template) if template.takes_tools else None,
+        reasoning_format=detect_reasoning_format(card.chat_template),
+    )
 
 
 def load_tokenizer(source: Path) -> Tokenizer:
@@ -137,14 +152,11 @@ def _default_max_new_token_count(facts: ModelFacts) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _turn_end(card: ModelCard, facts: ModelFacts) -> int | None:
+def _turn_end(template: ChatTemplate, facts: ModelFacts) -> int | None:
     """Returns the token that the chat template writes after an assistant's words.
 
     A chat model ends its turns with it, whether or not its files declare it as an end.
     """
-    template = card.compile_chat_template()
-    if template is None:
-        return None
     question = ChatMessage(role="user", content="question")
     answer = ChatMessage(role="assistant", content=_PROBE_WORD)
     try:

@@ -11,6 +11,7 @@ from headrace.contract.generation import (
     GenerationFinished,
     GenerationStarted,
     TokenLogprob,
+    ToolCallDelta,
 )
 
 
@@ -61,14 +62,12 @@ class OutputStream:
         """Adds text and tokens to the delta of a completion that the reader will get next."""
         if self._end is not None:
             return
-        pending = self._pending.get(index)
-        if pending is None:
-            self._pending[index] = GenerationDelta(text=text, token_ids=token_ids, logprobs=logprobs, index=index)
-        else:
-            if isinstance(pending, GenerationDelta):
-                pending = self._pending[index] = _Pile(pending)
-            pending.add(text, token_ids, logprobs)
-        self._wake()
+        self._put(GenerationDelta(text=text, token_ids=token_ids, logprobs=logprobs, index=index))
+
+    def put_pieces(self, reasoning: str, tool_calls: tuple[ToolCallDelta, ...], *, index: int) -> None:
+        """Adds reasoning and tool calls to the same delta."""
+        if self._end is None and (reasoning or tool_calls):
+            self._put(GenerationDelta(text="", token_ids=(), index=index, reasoning=reasoning, tool_calls=tool_calls))
 
     def release(self, indices: Sequence[int]) -> None:
         """Lets the reader have what was held of these completions, which become 0, 1, ...; forgets the others."""
@@ -136,6 +135,16 @@ class OutputStream:
     def _has_delta(self) -> bool:
         return bool(self._pending) and self.is_started and not self._is_held
 
+    def _put(self, delta: GenerationDelta) -> None:
+        pending = self._pending.get(delta.index)
+        if pending is None:
+            self._pending[delta.index] = delta
+        else:
+            if isinstance(pending, GenerationDelta):
+                pending = self._pending[delta.index] = _Pile(pending)
+            pending.add(delta)
+        self._wake()
+
     def _close(self, end: GenerationFinished | HeadraceError) -> None:
         if self._end is None:
             self._end = end
@@ -154,19 +163,24 @@ def _whole(pending: "GenerationDelta | _Pile") -> GenerationDelta:
 class _Pile:
     """Deltas of one completion that the reader has not taken, on their way to be one."""
 
-    __slots__ = ("_index", "_logprobs", "_texts", "_token_ids")
+    __slots__ = ("_index", "_logprobs", "_reasonings", "_texts", "_token_ids", "_tool_calls")
 
     def __init__(self, first: GenerationDelta) -> None:
         self._index = first.index
         self._texts = [first.text]
         self._token_ids = list(first.token_ids)
         self._logprobs = list(first.logprobs)
+        self._reasonings = [first.reasoning]
+        self._tool_calls = list(first.tool_calls)
 
-    def add(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
-        if text:
-            self._texts.append(text)
-        self._token_ids.extend(token_ids)
-        self._logprobs.extend(logprobs)
+    def add(self, delta: GenerationDelta) -> None:
+        if delta.text:
+            self._texts.append(delta.text)
+        if delta.reasoning:
+            self._reasonings.append(delta.reasoning)
+        self._token_ids.extend(delta.token_ids)
+        self._logprobs.extend(delta.logprobs)
+        self._tool_calls.extend(delta.tool_calls)
 
     def delta(self) -> GenerationDelta:
         return GenerationDelta(
@@ -174,4 +188,6 @@ class _Pile:
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
             index=self._index,
+            reasoning="".join(self._reasonings),
+            tool_calls=tuple(self._tool_calls),
         )

@@ -37,3 +37,8 @@ class ChatOutput:
     """None leaves reasoning in the text."""
     starts_in_reasoning: bool = False
     """Whether the prompt ends within the reasoning."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is taken out."""
+        return self.tool_format is None and self.reasoning_format is None

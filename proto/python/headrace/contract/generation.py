@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from headrace.contract.chat_output import ChatOutput
 from headrace.contract.pooling import PoolingOptions
 from headrace.contract.sampling import (
     LogprobOptions,
@@ -184,8 +185,11 @@ class ValidRequest:
     """Completions to generate; >= `completion_count`. With more, the likeliest are returned."""
     include_special_tokens: bool = False
     constraint: Constraint | None = None
+    """As asked, or what holds the model to a tool call."""
     grammar: str = ""
     """The constraint as engines that take steps read it: in llguidance's notation, known to compile."""
+    chat_output: ChatOutput = field(default_factory=ChatOutput)
+    """What is taken out of the text; by default nothing."""
     adapter: str = ""
     priority: int = 0
     cache_salt: str = ""
