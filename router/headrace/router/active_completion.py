@@ -79,7 +79,8 @@ class ActiveCompletion:
         """Takes new tokens and, if these end the completion, ends it. Check `end` after."""
         if update.token_ids:
             if self._matcher is None and (self._parser is None or not self._parser.may_complete):
-                self._take(self._detokenizer.push(update.token_ids), update.token_ids, update.logprobs)
+                text = self._told_apart(self._detokenizer.push(update.token_ids))
+                self._take(text, update.token_ids, update.logprobs)
             else:
                 self._advance_watching(update)
         if self.end is None and update.end is not None:
@@ -100,20 +101,21 @@ class ActiveCompletion:
 
     def _advance_watching(self, update: SequenceUpdate) -> None:
         """Reads token by token, so that nothing after the token whose text ended the completion counts."""
-        token_ids = update.token_ids
+        token_ids, matcher = update.token_ids, self._matcher
         least_count = self.sequence.request.row_stop.min_new_token_count
+        texts: list[str] = []
         for count, token_id in enumerate(token_ids, start=1):
             text = self._detokenizer.push((token_id,))
-            generated_count = self.generated_count + count
-            if self._matcher is not None and generated_count > least_count:
-                text = self._matcher.push(text)
-            self._put(text)
-            stop_sequence = None if self._matcher is None else self._matcher.matched
-            if stop_sequence is not None or (self._has_only_call and generated_count >= least_count):
-                self._take("", token_ids[:count], update.logprobs)
+            may_end = self.generated_count + count > least_count
+            if matcher is not None and may_end:
+                text = matcher.push(text)
+            texts.append(self._told_apart(text))
+            stop_sequence = None if matcher is None else matcher.matched
+            if stop_sequence is not None or (self._has_only_call and self.generated_count + count >= least_count):
+                self._take("".join(texts), token_ids[:count], update.logprobs)
                 self._close("", FinishReason.TOOL_CALL, stop_sequence)
                 return
-        self._take("", token_ids, update.logprobs)
+        self._take("".join(texts), token_ids, update.logprobs)
 
     @property
     def _has_only_call(self) -> bool:
@@ -128,28 +130,22 @@ class ActiveCompletion:
             values = (value for report in reports for value in report.logprobs)
             self._logprob_sum += sum(islice(values, len(token_ids)))
         logprobs = () if self._logprobs is None else self._logprobs.write(token_ids, reports)
-        if self._parser is not None:
-            self._put(text)
-            text = ""
         self._stream.put_tokens(text, token_ids, logprobs, index=self._index)
 
-    def _put(self, text: str) -> None:
-        """Passes text on, told apart if the request wants that."""
-        if self._parser is None:
-            if text:
-                self._stream.put_tokens(text, (), index=self._index)
-        else:
-            self._put_pieces(self._parser.push(text))
+    def _told_apart(self, text: str) -> str:
+        """Returns what is text of it, and passes the rest on, if the request wants them apart."""
+        return text if self._parser is None else self._put_pieces(self._parser.push(text))
 
-    def _put_pieces(self, pieces: ChatPieces) -> None:
+    def _put_pieces(self, pieces: ChatPieces) -> str:
         self._stream.put_pieces(pieces.reasoning, pieces.tool_calls, index=self._index)
-        if pieces.text:
-            self._stream.put_tokens(pieces.text, (), index=self._index)
+        return pieces.text
 
     def _close(self, rest: str, reason: FinishReason, stop_sequence: str | None) -> None:
-        self._put(rest)
+        rest = self._told_apart(rest)
         if self._parser is not None:
-            self._put_pieces(self._parser.flush())
+            rest += self._put_pieces(self._parser.flush())
+        if rest:
+            self._stream.put_tokens(rest, (), index=self._index)
         if stop_sequence is not None:
             reason, self._stop_token_id = FinishReason.STOP_SEQUENCE, None
         self.end = CompletionEnd(
