@@ -42,8 +42,10 @@ class ConstraintCompiler:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[..., ConstraintCompiler] | None = None
 
-    def compile(self, constraint: Constraint) -> str:
+    def compile(self, constraint: Constraint, field: str = "") -> str:
         """Returns the grammar of a constraint without violations. Blocks; use on `executor`.
+
+        `field` is the path of what it was made of, by default that of the constraint itself.
 
         Raises:
             InvalidRequest: it is no valid constraint, nothing belongs to it, or it is too large; with the reason.
@@ -56,7 +58,7 @@ class ConstraintCompiler:
         else:
             self._answers.move_to_end(constraint)
         if "grammar" not in answer:
-            raise InvalidRequest.of(constraint_field(constraint.kind), answer["reason"])
+            raise InvalidRequest.of(field or constraint_field(constraint.kind), answer["reason"])
         return answer["grammar"]
 
     def close(self) -> None:
@@ -76,7 +78,7 @@ class ConstraintCompiler:
             timeout_s = START_TIMEOUT_S
             self._process = self._start()
         process = self._process
-        request = json.dumps([constraint.kind.value, constraint.text])
+        request = json.dumps([constraint.kind.value, constraint.text, constraint.opening])
         line = b""
         try:
             _write(process, request)

@@ -63,6 +63,18 @@ def to_grammar(constraint: Constraint) -> str:
     Raises:
         ValueError: with the reason, if the text is not even in its notation.
     """
+    grammar = _grammar_of_text(constraint)
+    if not constraint.opening:
+        return grammar
+    # The library writes these two as they are, and the others as a list of grammars.
+    is_lark = constraint.kind in (ConstraintKind.LARK, ConstraintKind.EBNF)
+    answer = {"lark_grammar": grammar} if is_lark else json.loads(grammar)["grammars"][0]
+    # Each grammar keeps its own names of rules.
+    first = {"name": "completion", "lark_grammar": f"start: opening @answer\n{constraint.opening}"}
+    return json.dumps({"grammars": [first, {**answer, "name": "answer"}]})
+
+
+def _grammar_of_text(constraint: Constraint) -> str:
     match constraint.kind:
         case ConstraintKind.JSON_OBJECT:
             return _json_grammar('{"type":"object"}')

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from headrace.contract.embedding import EmbeddingRequest
 from headrace.contract.errors import FieldViolation
-from headrace.contract.generation import ChatPrompt, GenerationRequest, OutputOptions, TextPrompt, TokenPrompt
+from headrace.contract.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    OutputOptions,
+    TextPrompt,
+    TokenPrompt,
+    ToolChoiceMode,
+)
 from headrace.contract.sampling import SamplingOptions, StoppingOptions
 from headrace.router.chat_template import RESERVED_ARGUMENTS
 from headrace.router.constraint_notation import find_constraint_violations
@@ -17,6 +24,7 @@ _SHOWN_CHARACTERS = 40
 _REQUEST_ID_CHARACTERS = 128
 _CACHE_SALT_SIZE_BYTES = 256
 _TOOL_NAME_CHARACTERS = 64
+_TOOL_COUNT = 128
 _LOGIT_BIAS_COUNT = 1024
 _BANNED_WORD_COUNT = 64
 _BANNED_WORD_SIZE_BYTES = 256
@@ -141,14 +149,35 @@ def _chat_violations(chat: ChatPrompt) -> Violations:
         # A tool may well have nothing to say.
         if not message.content and not message.tool_calls and not message.has_image and message.role != "tool":
             yield FieldViolation(f"{path}.content", "may be empty only beside tool_calls")
-    for index, tool in enumerate(chat.tools):
-        if not 1 <= len(tool.name) <= _TOOL_NAME_CHARACTERS:
-            yield FieldViolation(
-                f"chat.tools[{index}].name", f"must have 1 to {_TOOL_NAME_CHARACTERS} characters, is {shown(tool.name)}"
-            )
+    yield from _tool_violations(chat)
     for name in chat.template_arguments:
         if name in RESERVED_ARGUMENTS:
             yield FieldViolation(f"chat.template_arguments.{name}", "is set by the prompt itself")
+
+
+def _tool_violations(chat: ChatPrompt) -> Violations:
+    if len(chat.tools) > _TOOL_COUNT:
+        yield _too_many("chat.tools", _TOOL_COUNT, chat.tools)
+    names: set[str] = set()
+    for index, tool in enumerate(chat.tools):
+        path = f"chat.tools[{index}]"
+        if not 1 <= len(tool.name) <= _TOOL_NAME_CHARACTERS:
+            yield FieldViolation(
+                f"{path}.name", f"must have 1 to {_TOOL_NAME_CHARACTERS} characters, is {shown(tool.name)}"
+            )
+        elif tool.name in names:
+            yield FieldViolation(f"{path}.name", f"must be another for each tool, {shown(tool.name)} was given before")
+        names.add(tool.name)
+        if tool.parameters.get("type", "object") != "object":
+            kind = shown(tool.parameters["type"])
+            yield FieldViolation(f"{path}.parameters", f"must be the schema of an object, its type is {kind}")
+    named = chat.tool_choice is ToolChoiceMode.NAMED
+    if chat.tool_choice is ToolChoiceMode.REQUIRED and not chat.tools:
+        yield FieldViolation("chat.tool_choice", "asks for a call and needs at least one tool")
+    elif named and chat.tool_choice_name not in names:
+        yield FieldViolation("chat.tool_choice.name", f"must name one of the tools, is {shown(chat.tool_choice_name)}")
+    elif chat.tool_choice_name and not named:
+        yield FieldViolation("chat.tool_choice.name", "must be empty unless the mode is NAMED")
 
 
 def _sampling_violations(sampling: SamplingOptions, vocabulary_size: int) -> Violations:
@@ -215,12 +244,16 @@ def _output_violations(output: OutputOptions, limits: RequestLimits) -> Violatio
 
 
 def _constraint_violations(request: GenerationRequest) -> Violations:
-    if request.constraint is None:
-        return
-    yield from find_constraint_violations(request.constraint)
-    if request.stopping.ignore_end_of_sequence:
+    chat = request.prompt
+    calls = isinstance(chat, ChatPrompt) and chat.tool_choice in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED)
+    if request.constraint is not None:
+        yield from find_constraint_violations(request.constraint)
+        if calls:
+            yield FieldViolation("constraint", "must not be set beside a chat.tool_choice that asks for a call")
+    if request.stopping.ignore_end_of_sequence and (calls or request.constraint is not None):
+        holder = "chat.tool_choice" if calls else "constraint"
         yield FieldViolation(
-            "stopping.ignore_end_of_sequence", "must not be set beside constraint, which says where a completion ends"
+            "stopping.ignore_end_of_sequence", f"must not be set beside {holder}, which says where a completion ends"
         )
 
 

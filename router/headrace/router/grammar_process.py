@@ -42,8 +42,8 @@ def main() -> None:
 def _serve(requests: IO[str], answers: IO[str]) -> None:
     tokenizer = _build_tokenizer(json.loads(requests.readline()))
     for line in requests:
-        kind, text = json.loads(line)
-        answers.write(json.dumps(_answer(tokenizer, Constraint(ConstraintKind(kind), text))) + "\n")
+        kind, text, opening = json.loads(line)
+        answers.write(json.dumps(_answer(tokenizer, Constraint(ConstraintKind(kind), text, opening))) + "\n")
         answers.flush()
 
 

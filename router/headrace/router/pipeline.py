@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from headrace.contract.chat_output import ChatOutput
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import FeatureUnsupported, InvalidRequest, ModelNotFound, NotReady
@@ -36,11 +37,12 @@ from headrace.contract.vocabulary import Vocabulary
 from headrace.router.active_request import ActiveRequest
 from headrace.router.admission import Admission, Permit
 from headrace.router.banned_words import BannedWords
+from headrace.router.chat_output.expectation import expected_output
 from headrace.router.chat_template import ChatTemplate
-from headrace.router.constraint_compiler import ConstraintCompiler
 from headrace.router.front_desk import FrontDesk
 from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
+from headrace.router.request_grammars import Hold, RequestGrammars, needs_grammar
 from headrace.router.request_meter import RequestKind
 from headrace.router.tenant import tenant_of
 from headrace.router.tokenizer import Tokenizer
@@ -86,7 +88,7 @@ class Pipeline:
         self.desk = FrontDesk(admission=admission, replicas=replicas, clock=clock, new_request_id=new_request_id)
         self._executor = executor
         self._banned_words = BannedWords(model.tokenizer, model.card.vocabulary_size)
-        self._constraints = ConstraintCompiler(model.vocabulary)
+        self._grammars = RequestGrammars(model.card, model.tokenizer, model.vocabulary)
         self._new_seed = new_seed
 
     @property
@@ -125,14 +127,15 @@ class Pipeline:
             validator.check(request)
             with self.desk.open(request.request_id) as visit:
                 visit.enter(request.best_of or request.completion_count or 1)
-                token_ids = await self._token_ids(request)
+                read = await self._read(request)
                 valid = validator.resolve(
                     request,
-                    token_ids,
+                    read.token_ids,
                     request_id=visit.request_id,
                     seed=self._seed_for(request),
                     banned_text=await self._banned_text(request),
-                    grammar=await self._grammar(request),
+                    hold=await self._hold(request, read.expected),
+                    expected=read.expected,
                 )
                 metered.prompt_token_count = valid.prompt_token_count
                 metered.max_new_token_count = valid.max_new_token_count
@@ -257,25 +260,23 @@ class Pipeline:
         ]
         return ActiveRequest(valid, sequences, self.model.tokenizer, permit)
 
-    async def _token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
+    async def _read(self, request: GenerationRequest) -> "_ReadPrompt":
         if isinstance(request.prompt, TokenPrompt):
-            return request.prompt.token_ids
+            return _ReadPrompt(request.prompt.token_ids)
         begun_s = self.desk.clock.now()
-        token_ids = await self._run(self._tokenize, request)
+        read = await self._run(self._tokenize, request)
         self.desk.meter.tokenize_s.observe(self.desk.clock.now() - begun_s)
-        return token_ids
+        return read
 
     async def _banned_text(self, request: GenerationRequest) -> BannedText | None:
         return await self._run(self._compile_banned, request) if request.sampling.banned_words else None
 
-    async def _grammar(self, request: GenerationRequest) -> str:
-        if request.constraint is None:
-            return ""
-        compiler, begun_s = self._constraints, self.desk.clock.now()
+    async def _hold(self, request: GenerationRequest, expected: ChatOutput) -> Hold | None:
+        if not needs_grammar(request):
+            return None
+        begun_s = self.desk.clock.now()
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                compiler.executor, compiler.compile, request.constraint
-            )
+            return await self._grammars.of(request, expected)
         finally:
             self.desk.meter.grammar_s.observe(self.desk.clock.now() - begun_s)
 
@@ -287,9 +288,12 @@ class Pipeline:
     async def _run(self, work: Callable[[T], R], argument: T) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, argument)
 
-    def _tokenize(self, request: GenerationRequest) -> tuple[int, ...]:
+    def _tokenize(self, request: GenerationRequest) -> "_ReadPrompt":
         text, add_special_tokens = self._text_of(request)
-        return tuple(self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        token_ids = tuple(self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        if not isinstance(request.prompt, ChatPrompt):
+            return _ReadPrompt(token_ids)
+        return _ReadPrompt(token_ids, expected_output(request.prompt, text, self.model.card))
 
     def _tokenize_with_spans(self, request: GenerationRequest) -> "Tokenized":
         text, add_special_tokens = self._text_of(request)
@@ -304,6 +308,14 @@ class Pipeline:
             return self.model.template.render(request.prompt), False
         assert isinstance(request.prompt, TextPrompt), "check() refuses a request without a prompt"
         return request.prompt.text, request.add_special_tokens is not False
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPrompt:
+    """A prompt's tokens, and what its completions may hold beside text."""
+
+    token_ids: tuple[int, ...]
+    expected: ChatOutput = field(default_factory=ChatOutput)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
+from headrace.contract.chat_output import ChatOutput
 from headrace.contract.errors import FeatureUnsupported, Forbidden, InvalidRequest
-from headrace.contract.generation import ChatPrompt, GenerationRequest, ToolChoiceMode, ValidRequest
+from headrace.contract.generation import ChatPrompt, GenerationRequest, Prompt, ToolChoiceMode, ValidRequest
 from headrace.contract.sampling import BannedText, LogprobOptions, RowStopRules, SamplingParams, TextStopRules
 from headrace.router.field_checks import RequestLimits, find_violations, out_of_range, prompt_field
 from headrace.router.model_card import ModelCard
+from headrace.router.request_grammars import Hold, called_tools
 from headrace.router.sampling_ranges import SAMPLING_RANGES
 from headrace.router.watermarks import Watermarks
 
@@ -66,7 +68,8 @@ class Validator:
         self._watermarks = watermarks or Watermarks()
         if not card.end_of_sequence_token_ids:
             supported_fields -= {"constraint"}  # with no token that ends it, no completion could be complete
-        self.supported_fields = deliverable_fields(supported_fields, has_watermarks=bool(self._watermarks.keys))
+        fields = deliverable_fields(supported_fields, has_watermarks=bool(self._watermarks.keys))
+        self.supported_fields = fields | _chat_fields(card, can_hold="constraint" in fields)
         """Fields that a request may set to a value that changes something."""
         self.default_sampling = self._default_sampling()
         """What unset options mean: the model's defaults as far as the engine has them."""
@@ -107,9 +110,19 @@ class Validator:
         request_id: str,
         seed: int,
         banned_text: BannedText | None = None,
-        grammar: str = "",
+        hold: Hold | None = None,
+        expected: ChatOutput | None = None,
     ) -> ValidRequest:
         """Returns the request with its tokens and every default filled in. `check` comes first.
+
+        Args:
+            request: As asked.
+            prompt_token_ids: What its prompt became.
+            request_id: Its own, or the one that it was given.
+            seed: Its own, or the one that was drawn for it.
+            banned_text: Its banned words, compiled.
+            hold: What its completions have to belong to.
+            expected: What its completions may hold beside text.
 
         Raises:
             InvalidRequest: the prompt has no tokens, too many, or one that the model does not know.
@@ -149,8 +162,9 @@ class Validator:
             completion_count=completion_count,
             best_of=request.best_of or completion_count,
             include_special_tokens=bool(output.include_special_tokens),
-            constraint=request.constraint,
-            grammar=grammar,
+            constraint=hold.constraint if hold is not None else None,
+            grammar=hold.grammar if hold is not None else "",
+            chat_output=ChatOutput() if expected is None or _wants_raw(request.prompt) else expected,
             adapter=request.adapter,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
@@ -163,8 +177,6 @@ class Validator:
             raise Forbidden("chat.template: this server renders conversations with the model's own template only")
         if self._card.chat_template is None:
             raise FeatureUnsupported("chat", "the model has no chat template; send text or token_ids")
-        if chat.tool_choice in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED):
-            raise FeatureUnsupported("chat.tool_choice", "the model cannot be made to call a tool; use auto or none")
         for index, message in enumerate(chat.messages):
             if message.has_image:
                 raise FeatureUnsupported(f"chat.messages[{index}].content", "the model takes no images")
@@ -241,3 +253,30 @@ def _fields_in_use(request: GenerationRequest) -> Iterator[str]:
         "speculation": bool(request.speculation),
     }
     yield from (field for field, is_used in in_use.items() if is_used)
+    if isinstance(request.prompt, ChatPrompt):
+        yield from _chat_fields_in_use(request.prompt)
+
+
+def _chat_fields(card: ModelCard, *, can_hold: bool) -> frozenset[str]:
+    """Returns the fields of a conversation that the model understands and another may not."""
+    knows_calls = card.tool_format is not None
+    found = {
+        "chat": card.chat_template is not None,
+        "chat.tools": card.takes_tools,
+        "chat.parallel_tool_calls": knows_calls,
+        "chat.tool_choice": knows_calls and can_hold,
+    }
+    return frozenset(field for field, is_known in found.items() if is_known)
+
+
+def _chat_fields_in_use(chat: ChatPrompt) -> Iterator[str]:
+    if chat.tools and chat.tool_choice is not ToolChoiceMode.NONE:
+        yield "chat.tools"
+        if not chat.parallel_tool_calls:
+            yield "chat.parallel_tool_calls"
+        if called_tools(chat):
+            yield "chat.tool_choice"
+
+
+def _wants_raw(prompt: Prompt | None) -> bool:
+    return isinstance(prompt, ChatPrompt) and prompt.raw_output

@@ -204,10 +204,7 @@ def _chat_from_proto(message: chat_pb2.ChatPrompt) -> ChatPrompt:
     choice = message.tool_choice if message.HasField("tool_choice") else None
     return ChatPrompt(
         messages=tuple(_turn_from_proto(turn, f"chat.messages[{n}]") for n, turn in enumerate(message.messages)),
-        tools=tuple(
-            Tool(name=tool.name, description=tool.description, parameters=_object_from_struct(tool.parameters))
-            for tool in message.tools
-        ),
+        tools=tuple(_tool_from_proto(tool, f"chat.tools[{n}]") for n, tool in enumerate(message.tools)),
         tool_choice=None if choice is None else _tool_choice_mode(choice),
         tool_choice_name="" if choice is None else choice.name,
         template_arguments=_object_from_struct(message.template_arguments),
@@ -216,6 +213,15 @@ def _chat_from_proto(message: chat_pb2.ChatPrompt) -> ChatPrompt:
         parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,
         raw_output=message.raw_output,
     )
+
+
+def _tool_from_proto(tool: chat_pb2.Tool, path: str) -> Tool:
+    parameters = _object_from_struct(tool.parameters)
+    if tool.parameters_json:
+        if tool.HasField("parameters"):
+            raise InvalidRequest.of(f"{path}.parameters_json", "must not be set beside parameters")
+        parameters = _object_from_json(tool.parameters_json, f"{path}.parameters_json")
+    return Tool(name=tool.name, description=tool.description, parameters=parameters)
 
 
 def _tool_choice_mode(choice: chat_pb2.ToolChoice) -> ToolChoiceMode:
@@ -249,8 +255,23 @@ def _turn_from_proto(turn: chat_pb2.ChatMessage, path: str) -> ChatMessage:
     )
 
 
+def _object_from_json(text: str, path: str) -> dict[str, JsonValue]:
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest.of(path, f"must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest.of(path, "must be a JSON object")
+    return value
+
+
+def _refuse(constant: str) -> JsonValue:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _object_from_struct(struct: struct_pb2.Struct) -> dict[str, JsonValue]:
-    return {key: _json_value(value) for key, value in struct.fields.items()}
+    # A map has another order in each process, and a prompt must be the same in all.
+    return {key: _json_value(value) for key, value in sorted(struct.fields.items())}
 
 
 def _json_value(value: struct_pb2.Value) -> JsonValue:

@@ -61,6 +61,8 @@ def model_to_proto(model: ServedModel, capabilities: Capabilities, *, message_si
         supported_fields=sorted(capabilities.validator.supported_fields),
         end_of_sequence_token_ids=card.end_of_sequence_token_ids,
         has_chat_template=model.template is not None,
+        tool_format=card.tool_format or "",
+        reasoning_format=card.reasoning_format or "",
         embedding=_embedding_to_proto(description, limits) if description.hidden_size else None,
     )
 

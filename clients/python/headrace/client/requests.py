@@ -1,5 +1,6 @@
 """From the keywords of a call to the messages of `headrace.v1`."""
 
+import json
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import Literal
 
@@ -287,8 +288,13 @@ def _add_part(target: chat_pb.ContentPart, part: str | Image, path: str) -> None
 
 
 def _add_tool(target: chat_pb.Tool, tool: Tool, path: str) -> None:
-    values = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    _fill(target, path, values)
+    _fill(target, path, {"name": tool.name, "description": tool.description})
+    if tool.parameters is not None:
+        try:
+            # As text, since a Struct would not keep the order, which the model sees.
+            target.parameters_json = json.dumps(tool.parameters, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest.of(f"{path}parameters", f"must be JSON values: {error}") from error
 
 
 def _tool_choice(choice: ToolChoice) -> chat_pb.ToolChoice:

@@ -116,6 +116,8 @@ class Constraint:
     kind: ConstraintKind
     text: str
     """The language; for CHOICES a JSON array of strings, for JSON_OBJECT empty."""
+    opening: str = ""
+    """What has to come before it: rules in Lark, from the rule `opening`. Empty is nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

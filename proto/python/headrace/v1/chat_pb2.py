@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16headrace/v1/chat.proto\x12\x0bheadrace.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xcf\x02\n\nChatPrompt\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.headrace.v1.ChatMessage\x12 \n\x05tools\x18\x02 \x03(\x0b\x32\x11.headrace.v1.Tool\x12\x33\n\x12template_arguments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1e\n\x16\x63ontinue_final_message\x18\x04 \x01(\x08\x12,\n\x0btool_choice\x18\x05 \x01(\x0b\x32\x17.headrace.v1.ToolChoice\x12\x15\n\x08template\x18\x06 \x01(\tH\x00\x88\x01\x01\x12 \n\x13parallel_tool_calls\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\nraw_output\x18\x08 \x01(\x08\x42\x0b\n\t_templateB\x16\n\x14_parallel_tool_calls\"\xa8\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12)\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x18.headrace.v1.ContentPart\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.headrace.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"N\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.headrace.v1.ImagePartH\x00\x42\x06\n\x04part\"4\n\tImagePart\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"V\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"E\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.headrace.v1.ToolChoiceMode\x12\x0c\n\x04name\x18\x02 \x01(\t*\xa3\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1a\n\x16TOOL_CHOICE_MODE_NAMED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16headrace/v1/chat.proto\x12\x0bheadrace.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xcf\x02\n\nChatPrompt\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.headrace.v1.ChatMessage\x12 \n\x05tools\x18\x02 \x03(\x0b\x32\x11.headrace.v1.Tool\x12\x33\n\x12template_arguments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1e\n\x16\x63ontinue_final_message\x18\x04 \x01(\x08\x12,\n\x0btool_choice\x18\x05 \x01(\x0b\x32\x17.headrace.v1.ToolChoice\x12\x15\n\x08template\x18\x06 \x01(\tH\x00\x88\x01\x01\x12 \n\x13parallel_tool_calls\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\nraw_output\x18\x08 \x01(\x08\x42\x0b\n\t_templateB\x16\n\x14_parallel_tool_calls\"\xa8\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12)\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x18.headrace.v1.ContentPart\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.headrace.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"N\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.headrace.v1.ImagePartH\x00\x42\x06\n\x04part\"4\n\tImagePart\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"o\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"E\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.headrace.v1.ToolChoiceMode\x12\x0c\n\x04name\x18\x02 \x01(\t*\xa3\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1a\n\x16TOOL_CHOICE_MODE_NAMED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLCHOICEMODE']._serialized_start=934
-  _globals['_TOOLCHOICEMODE']._serialized_end=1097
+  _globals['_TOOLCHOICEMODE']._serialized_start=959
+  _globals['_TOOLCHOICEMODE']._serialized_end=1122
   _globals['_CHATPROMPT']._serialized_start=70
   _globals['_CHATPROMPT']._serialized_end=405
   _globals['_CHATMESSAGE']._serialized_start=408
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGEPART']._serialized_start=658
   _globals['_IMAGEPART']._serialized_end=710
   _globals['_TOOL']._serialized_start=712
-  _globals['_TOOL']._serialized_end=798
-  _globals['_TOOLCALL']._serialized_start=800
-  _globals['_TOOLCALL']._serialized_end=860
-  _globals['_TOOLCHOICE']._serialized_start=862
-  _globals['_TOOLCHOICE']._serialized_end=931
+  _globals['_TOOL']._serialized_end=823
+  _globals['_TOOLCALL']._serialized_start=825
+  _globals['_TOOLCALL']._serialized_end=885
+  _globals['_TOOLCHOICE']._serialized_start=887
+  _globals['_TOOLCHOICE']._serialized_end=956
 # @@protoc_insertion_point(module_scope)

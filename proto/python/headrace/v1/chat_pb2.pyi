@@ -37,7 +37,7 @@ class _ToolChoiceModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
     """At least one tool is called, with arguments that fit its schema."""
     TOOL_CHOICE_MODE_NAMED: _ToolChoiceMode.ValueType  # 4
-    """The named tool is called, with arguments that fit its schema."""
+    """The named tool is called once, with arguments that fit its schema."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """How free the model is to call a tool. New values may be added."""
@@ -53,7 +53,7 @@ looked for in the completion.
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
 """At least one tool is called, with arguments that fit its schema."""
 TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.ValueType  # 4
-"""The named tool is called, with arguments that fit its schema."""
+"""The named tool is called once, with arguments that fit its schema."""
 Global___ToolChoiceMode: typing_extensions.TypeAlias = ToolChoiceMode
 
 @typing.final
@@ -83,7 +83,8 @@ class ChatPrompt(google.protobuf.message.Message):
     true; with false the completion ends after its first call.
     """
     raw_output: builtins.bool
-    """Leaves reasoning and tool calls in the text, as the model wrote them. By
+    """Leaves reasoning and tool calls in the text, as the model wrote them, but for
+    special tokens, which `OutputOptions.include_special_tokens` keeps. By
     default they are taken out of it where `Model.reasoning_format` and
     `Model.tool_format` say how: reasoning always, tool calls when `tools` are
     given and `tool_choice` is not `TOOL_CHOICE_MODE_NONE`.
@@ -232,13 +233,21 @@ class Tool(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name, as the model writes it. 1 to 64 characters."""
     description: builtins.str
     """What the function does, for the model."""
+    parameters_json: builtins.str
+    """The same as text, in place of `parameters`: the model sees the members in the
+    order that they have here, and writes the arguments in it.
+    """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """JSON Schema of the arguments."""
+        """JSON Schema of the arguments, an object's. Unset, as `parameters_json`, for a
+        function without any. A Struct does not keep the order of its members, so the
+        model sees them by name.
+        """
 
     def __init__(
         self,
@@ -246,9 +255,10 @@ class Tool(google.protobuf.message.Message):
         name: builtins.str = ...,
         description: builtins.str = ...,
         parameters: google.protobuf.struct_pb2.Struct | None = ...,
+        parameters_json: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "parameters_json", b"parameters_json"]) -> None: ...
 
 Global___Tool: typing_extensions.TypeAlias = Tool
 
