@@ -19,8 +19,8 @@ TURNS_WITH_TOOLS = """
     {%- endif %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content }}
     {%- for call in message.tool_calls or [] %}
-        {{- '\\n<call>{"name": "' + call.function.name + '", "arguments": ' }}
-        {{- call.function.arguments | tojson(indent=None) + '}</call>' }}
+        {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson(indent=None) + '}\\n</tool_call>' }}
     {%- endfor %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
@@ -29,7 +29,7 @@ TURNS_WITH_TOOLS = """
     {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
 {%- endif %}
 """
-"""Turns between marks; tools as lines of JSON; a switch for thinking."""
+"""Turns between marks; tools as lines of JSON, calls between tags; a switch for thinking."""
 
 HEADERS_WITH_DATE = """{{ bos_token }}
 {%- set ns = namespace(system='', rest=messages) %}
@@ -37,13 +37,28 @@ HEADERS_WITH_DATE = """{{ bos_token }}
     {%- set ns.system = messages[0]['content'] | trim %}
     {%- set ns.rest = messages[1:] %}
 {%- endif %}
-{{- '<|start|>system<|end|>\\n\\nToday is ' + strftime_now('%d %B %Y') + '\\n' + ns.system + '<|eot|>' }}
+{{- '<|start|>system<|end|>\\n\\n' }}
+{%- if tools is defined and tools is not none %}{{- 'Environment: ipython\\n' }}{% endif %}
+{{- 'Today is ' + strftime_now('%d %B %Y') + '\\n' + ns.system + '<|eot|>' }}
 {%- for message in ns.rest %}
-    {{- '<|start|>' ~ message['role'] ~ '<|end|>\\n\\n' ~ (message['content'] | trim) ~ '<|eot|>' }}
+    {%- if tools and loop.first and message['role'] == 'user' %}
+        {{- '<|start|>user<|end|>\\n\\nCall one as {"name": its name, "parameters": its arguments}.\\n\\n' }}
+        {%- for tool in tools %}{{- tool | tojson(indent=4) + '\\n\\n' }}{% endfor %}
+        {{- (message['content'] | trim) ~ '<|eot|>' }}
+    {%- elif message.tool_calls %}
+        {%- if message.tool_calls | length != 1 %}{{- raise_exception('One call in a turn') }}{% endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '<|start|>assistant<|end|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson + '}<|eot|>' }}
+    {%- elif message['role'] in ['tool', 'ipython'] %}
+        {{- '<|start|>ipython<|end|>\\n\\n' ~ (message.content | tojson) ~ '<|eot|>' }}
+    {%- else %}
+        {{- '<|start|>' ~ message['role'] ~ '<|end|>\\n\\n' ~ (message['content'] | trim) ~ '<|eot|>' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\\n\\n' }}{% endif %}
 """
-"""Headers before each turn, contents trimmed, the date in the system turn."""
+"""Headers before each turn, contents trimmed, the date in the system turn; calls in place of an answer."""
 
 BRACKETS_IN_TURNS = """
 {%- if messages[0].role == 'system' %}
@@ -52,18 +67,35 @@ BRACKETS_IN_TURNS = """
     {%- set opening = '' %}{% set turns = messages %}
 {%- endif %}
 {{- bos_token }}
+{%- set ns = namespace(place=0) %}
 {%- for message in turns %}
-    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('Roles must alternate: user, assistant, user, ...') }}
+    {%- if message.role != 'tool' and not message.tool_calls %}
+        {%- if (message.role == 'user') != (ns.place % 2 == 0) %}
+            {{- raise_exception('Roles must alternate: user, assistant, user, ...') }}
+        {%- endif %}
+        {%- set ns.place = ns.place + 1 %}
     {%- endif %}
     {%- if message.role == 'user' %}
+        {%- if tools and message == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}
+            {{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}
+        {%- endif %}
         {{- '[INST] ' + (opening if loop.first else '') + message.content + ' [/INST]' }}
+    {%- elif message.tool_calls %}
+        {{- '[TOOL_CALLS][' }}
+        {%- for call in message.tool_calls %}
+            {%- if call.id | length != 9 %}{{- raise_exception('An id has nine characters') }}{% endif %}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (', ' if not loop.last else ']') }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- elif message.role == 'tool' %}
+        {{- '[TOOL_RESULTS]{"content": ' + (message.content | tojson) + ', "call_id": "' }}
+        {{- message.tool_call_id + '"}[/TOOL_RESULTS]' }}
     {%- else %}
         {%- generation %}{{- ' ' + message.content + eos_token }}{% endgeneration %}
     {%- endif %}
 {%- endfor %}
 """
-"""Brackets around what the user says, and an error where turns do not alternate."""
+"""Brackets around what the user says and around calls, and an error where turns do not alternate."""
 
 THOUGHTS_KEPT_APART = """
 {%- macro turn(message, is_last) %}

@@ -54,15 +54,18 @@ class RequestGrammars:
             return Hold(constraint, self._compiler.compile(constraint))
         assert isinstance(chat, ChatPrompt), "only a conversation has tools"
         tools = called_tools(chat)
-        self._check_schemas(chat.tools, tools)
+        self._check_tools(chat.tools, tools)
         calls = self._notation.calls(tools, is_single=not output.parallel_tool_calls)
         constraint = Constraint(ConstraintKind.LARK, calls, opening)
         return Hold(constraint, self._compiler.compile(constraint, "chat.tools"))
 
-    def _check_schemas(self, tools: Iterable[Tool], called: tuple[Tool, ...]) -> None:
-        """Compiles the schema of each tool alone, so that a refusal names the one that it is about."""
+    def _check_tools(self, tools: Iterable[Tool], called: tuple[Tool, ...]) -> None:
+        """Checks each tool alone, its schema by compiling it, so that a refusal names the one that it is about."""
         for index, tool in enumerate(tools):
             if tool in called:
+                if not self._notation.can_call(tool.name):
+                    allowed = "must consist of letters, digits, '_', '.' and '-' to be called by this model"
+                    raise InvalidRequest.of(f"chat.tools[{index}].name", allowed)
                 field = f"chat.tools[{index}].parameters"
                 schema = Constraint(ConstraintKind.JSON_SCHEMA, arguments_schema(tool))
                 violations = [replace(violation, field=field) for violation in find_constraint_violations(schema)]

@@ -115,14 +115,7 @@ class Validator:
     ) -> ValidRequest:
         """Returns the request with its tokens and every default filled in. `check` comes first.
 
-        Args:
-            request: As asked.
-            prompt_token_ids: What its prompt became.
-            request_id: Its own, or the one that it was given.
-            seed: Its own, or the one that was drawn for it.
-            banned_text: Its banned words, compiled.
-            hold: What its completions have to belong to.
-            expected: What its completions may hold beside text.
+        `hold` binds its completions; `expected` is what they may hold beside text.
 
         Raises:
             InvalidRequest: the prompt has no tokens, too many, or one that the model does not know.
@@ -134,8 +127,7 @@ class Validator:
         if max_new_token_count is None:
             # More than fits, so that running into the context is told from running into a limit of the caller.
             max_new_token_count = context
-        completion_count = request.completion_count or 1
-        ignores_end = bool(stopping.ignore_end_of_sequence)
+        completion_count, ignores_end = request.completion_count or 1, bool(stopping.ignore_end_of_sequence)
         return ValidRequest(
             request_id=request_id,
             model=self._card.name,

@@ -131,8 +131,8 @@ def serve(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a context manager that runs `headrace serve` or `router` until it is ready."""
 
     @asynccontextmanager
-    async def run(command: str, *arguments: str) -> AsyncIterator[Served]:
-        flags = ("smollm2-135m-instruct", "--listen=127.0.0.1:0", "--served-model-name=test-model")
+    async def run(command: str, *arguments: str, model: str = "smollm2-135m-instruct") -> AsyncIterator[Served]:
+        flags = (model, "--listen=127.0.0.1:0", "--served-model-name=test-model")
         async with launch(command, *flags, *arguments) as program:
             address = (await program.wait_output(READY))[2]
             async with grpc.aio.insecure_channel(address) as channel:

@@ -256,7 +256,7 @@ def test_a_conversation_typed() -> None:
             ),
             chat_pb.ChatMessage(role="tool", tool_call_id="c1", content=[chat_pb.ContentPart(text="a cat")]),
         ],
-        tools=[chat_pb.Tool(name="look", description="Looks.", parameters={"type": "object"})],
+        tools=[chat_pb.Tool(name="look", description="Looks.", parameters_json='{"type": "object"}')],
         tool_choice=chat_pb.ToolChoice(mode=chat_pb.TOOL_CHOICE_MODE_NAMED, name="look"),
         template_arguments={"enable_thinking": False, "depth": [1, {"x": None}]},
         continue_final_message=True,

@@ -8,9 +8,15 @@ from headrace.router.chat_output.json_calls import CallShape, read_arguments, re
 
 MARK, CALL_ID_MARK, ARGUMENTS_MARK = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _SHAPE = CallShape(argument_keys=("arguments", "parameters"))
-_HEADER = re.compile(r"\s*([\w.-]{1,64})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?")
+_NAME = re.compile(r"[\w.-]{1,64}")
+_HEADER = re.compile(rf"\s*({_NAME.pattern})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?")
 _HEADER_CHARACTERS = 256
 """A brace that comes later opens no arguments."""
+
+
+def is_bare_name(text: str) -> bool:
+    """Whether a text is found again as a name that stands without quotes."""
+    return _NAME.fullmatch(text) is not None
 
 
 class MistralCalls(CallMachine):

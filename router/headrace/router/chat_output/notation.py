@@ -58,6 +58,11 @@ class ChatNotation:
                 raise ValueError("the notation of calls is not known")
         return "\n".join([f"start: {start}", *rules]) + "\n"
 
+    def can_call(self, name: str) -> bool:
+        """Whether a tool of this name can be called: one notation knows the end of a name by its characters."""
+        is_bare = self._tool_format is ToolFormat.MISTRAL and self._writes_names
+        return not is_bare or mistral.is_bare_name(name)
+
     def opening(self, output: ChatOutput) -> str:
         """Returns rules for the reasoning before an answer, from the rule `opening`; empty if there is none."""
         if output.reasoning_format is None:

@@ -1,5 +1,6 @@
 """Chat templates, against Transformers."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -27,7 +28,7 @@ TOOL = Tool(
     description="Adds <numbers> — größer",
     parameters={"type": "object", "properties": {"a": {"type": "number", "minimum": 0}}, "required": ["a"]},
 )
-CALL = ToolCall(id="call-1", name="add", arguments_json='{"a": 2, "b": "ü", "c": [1.5, null, true]}')
+CALL = ToolCall(id="call1call", name="add", arguments_json='{"a": 2, "b": "ü", "c": [1.5, null, true]}')
 
 
 def as_dicts(messages: tuple[ChatMessage, ...]) -> list[dict[str, object]]:
@@ -92,23 +93,28 @@ def test_continuing_the_last_message(
     assert text.rstrip().endswith(content.strip())
 
 
-def test_tools(transformers_tokenizer: PreTrainedTokenizerBase) -> None:
-    messages = (
-        SYSTEM,
-        QUESTION,
-        ChatMessage(role="assistant", content="", tool_calls=(CALL, CALL)),
-        ChatMessage(role="tool", content='{"sum": 4}', tool_call_id="call-1"),
-    )
+@pytest.mark.parametrize(
+    ("source", "call_count"),
+    [(templates.TURNS_WITH_TOOLS, 2), (templates.HEADERS_WITH_DATE, 1), (templates.BRACKETS_IN_TURNS, 2)],
+)
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_tools(
+    transformers_tokenizer: PreTrainedTokenizerBase, source: str, call_count: int, *, is_answered: bool
+) -> None:
+    messages: tuple[ChatMessage, ...] = (SYSTEM, QUESTION)
+    if is_answered:
+        calls = (CALL,) * call_count
+        results = [ChatMessage(role="tool", content='{"sum": "ü"}', tool_call_id=call.id) for call in calls]
+        messages = (*messages, ChatMessage(role="assistant", content="", tool_calls=calls), *results)
     function = {"name": TOOL.name, "description": TOOL.description, "parameters": dict(TOOL.parameters)}
     expected = rendered_by_transformers(
-        transformers_tokenizer,
-        templates.TURNS_WITH_TOOLS,
-        messages,
-        tools=[{"type": "function", "function": function}],
+        transformers_tokenizer, source, messages, tools=[{"type": "function", "function": function}]
     )
-    template = ChatTemplate(templates.TURNS_WITH_TOOLS, TOKENS)
+    template = ChatTemplate(source, TOKENS)
     assert template.takes_tools
     assert template.render(ChatPrompt(messages=messages, tools=(TOOL,))) == expected
+    assert json.dumps(TOOL.description, ensure_ascii=False) in expected
+    assert ("1.5, null, true" in expected) is is_answered
 
 
 def test_whole_numbers_of_a_schema_are_written_as_such() -> None:
@@ -135,7 +141,7 @@ def test_the_date_is_that_of_the_clock_at_hand() -> None:
 
 
 def test_tools_without_a_place_for_them_are_refused() -> None:
-    template = ChatTemplate(templates.BRACKETS_IN_TURNS, TOKENS)
+    template = ChatTemplate(templates.THOUGHTS_KEPT_APART, TOKENS)
     with pytest.raises(FeatureUnsupported) as caught:
         template.render(ChatPrompt(messages=(QUESTION,), tools=(TOOL,)))
     assert caught.value.field == "chat.tools"

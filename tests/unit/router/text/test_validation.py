@@ -60,6 +60,7 @@ NATIVE_FIELDS = frozenset(
 EVERY_FIELD = SAMPLING_FIELDS | NATIVE_FIELDS | {"constraint", "adapter", "completion_count", "best_of", "watermark"}
 TEXT = TextPrompt("hello")
 USER = ChatMessage(role="user", content="hi")
+TOOL = Tool(name="f" * 64, description="", parameters={"type": "object"})
 
 
 def asking(prompt: Prompt | None = TEXT, **values: object) -> GenerationRequest:
@@ -183,8 +184,8 @@ OUT_OF_RANGE = [
         "is set by the prompt itself",
     ),
     (
-        chat(USER, tools=(Tool(name="", description="", parameters={}),)),
-        "chat.tools[0].name",
+        chat(USER, tools=(TOOL, Tool(name="", description="", parameters={}))),
+        "chat.tools[1].name",
         "must have 1 to 64 characters, is ''",
     ),
 ]
@@ -214,7 +215,7 @@ IN_RANGE = [
     chat(USER, ChatMessage(role="assistant", content="", tool_calls=(ToolCall(id="", name="f", arguments_json=""),))),
     chat(USER, ChatMessage(role="tool", content="")),
     chat(USER, ChatMessage(role="assistant", content="So"), continue_final_message=True),
-    chat(USER, tools=(Tool(name="f" * 64, description="", parameters={}),), tool_choice=ToolChoiceMode.AUTO),
+    chat(USER, tools=(TOOL,), tool_choice=ToolChoiceMode.NONE, parallel_tool_calls=False),
 ]
 
 
@@ -270,8 +271,8 @@ UNSUPPORTED = [
     (asking(constraint=Constraint(ConstraintKind.REGEX, "a+")), "constraint"),
     (asking(adapter="tuned"), "adapter"),
     (asking(watermark=WatermarkOptions()), "watermark"),
-    (chat(USER, tool_choice=ToolChoiceMode.REQUIRED), "chat.tool_choice"),
-    (chat(USER, tool_choice=ToolChoiceMode.NAMED, tool_choice_name="f"), "chat.tool_choice"),
+    (chat(USER, tools=(TOOL,)), "chat.tools"),
+    (chat(USER, tools=(TOOL,), tool_choice=ToolChoiceMode.REQUIRED), "chat.tools"),
     (chat(USER, replace(USER, has_image=True)), "chat.messages[1].content"),
 ]
 
@@ -347,7 +348,7 @@ def test_fields_that_the_router_cannot_carry_are_not_offered() -> None:
     offered = deliverable_fields(EVERY_FIELD)
     assert offered >= ROUTER_FIELDS
     assert not offered & {"watermark"}
-    assert validator().supported_fields == offered
+    assert validator().supported_fields == offered | {"chat"}
 
 
 KEYS = Watermarks(keys={"first": 11, "second": 22}, gamma=0.5, delta=3.0)
