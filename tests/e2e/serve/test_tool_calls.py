@@ -1,6 +1,7 @@
 """Tools on models with random weights, through the client: what is forced is a call that fits its schema."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import chat_templates as templates
 import jsonschema
+import openai
 import pytest
 from tiny_chat_model import save_tiny_chat_model
 
@@ -18,7 +20,7 @@ from headrace.client.constraint import Choices
 from headrace.client.results import Completion, FinishReason
 from headrace.contract.errors import FeatureUnsupported, InvalidRequest
 
-Serve = Callable[..., AbstractAsyncContextManager[Any]]
+Runner = Callable[..., AbstractAsyncContextManager[Any]]
 LOOK = Tool(
     name="look",
     description="Looks at a place.",
@@ -36,6 +38,7 @@ LOOK = Tool(
 WAIT = Tool(name="wait", description="Does nothing.")
 TOOLS = [LOOK, WAIT]
 BY_NAME = {tool.name: tool for tool in TOOLS}
+LISTENS = re.compile(r"headrace rest listens on (\S+) ")
 QUESTION = Message("user", "What is there?")
 FAMILIES = {
     "hermes": (templates.TURNS_WITH_TOOLS, ("<tool_call>", "</tool_call>", "<think>", "</think>")),
@@ -46,10 +49,18 @@ UNTHINKING = {"template_arguments": {"enable_thinking": False}}
 
 
 @asynccontextmanager
-async def client_of(serve: Serve, folder: Path) -> AsyncIterator[AsyncClient]:
+async def client_of(serve: Runner, folder: Path) -> AsyncIterator[AsyncClient]:
     flags = ("--dtype=float32", "--thread-count=1", "--kv-memory=64MiB")
     async with serve("serve", *flags, model=str(folder)) as server, AsyncClient(server.address) as client:
         yield client
+
+
+@asynccontextmanager
+async def openai_client(launch: Runner, router: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with launch("rest", f"--router={router}", "--listen=127.0.0.1:0") as program:
+        address = (await program.wait_output(LISTENS))[1]
+        async with openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
+            yield client
 
 
 def check_calls(completion: Completion) -> None:
@@ -62,7 +73,9 @@ def check_calls(completion: Completion) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_forced_model_calls_with_arguments_that_fit(serve: Serve, tmp_path: Path, family: str) -> None:
+async def test_a_forced_model_calls_with_arguments_that_fit(
+    serve: Runner, launch: Runner, tmp_path: Path, family: str
+) -> None:
     folder = save_tiny_chat_model(tmp_path / "model", *FAMILIES[family])
     async with client_of(serve, folder) as client:
         model = await client.get_model()
@@ -87,6 +100,8 @@ async def test_a_forced_model_calls_with_arguments_that_fit(serve: Serve, tmp_pa
         await check_next_turn(client, answers[4].completions[0])
         if family == "llama3":
             await check_own_will(client)
+            async with openai_client(launch, client.target) as over_http:
+                await check_openai(over_http)
 
 
 async def check_many(client: AsyncClient, forced: dict[str, Any]) -> None:
@@ -151,7 +166,50 @@ async def check_own_will(client: AsyncClient) -> None:
     assert [violation.field for violation in caught.value.violations] == ["chat.tools[1].parameters"]
 
 
-async def test_reasoning_on_its_way(serve: Serve, tmp_path: Path) -> None:
+async def check_openai(client: openai.AsyncOpenAI) -> None:
+    """The same over HTTP, with OpenAI's own client: whole, as a stream, and back in the next turn."""
+    tools: Any = [
+        {"type": "function", "function": {"name": "look", "parameters": LOOK.parameters, "strict": True}},
+        {"type": "function", "function": {"name": "wait"}},
+    ]
+    question: Any = [{"role": "user", "content": QUESTION.content}]
+    asked: dict[str, Any] = {
+        "model": "",
+        "messages": question,
+        "tools": tools,
+        "max_tokens": 900,
+        "seed": 3,
+        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+    }
+    named = {"type": "function", "function": {"name": "look"}}
+    for choice in ("required", named):
+        answer = await client.chat.completions.create(**asked, tool_choice=choice, parallel_tool_calls=False)
+        [said] = answer.choices
+        assert said.finish_reason == "tool_calls"
+        assert said.message.content is None
+        [call] = said.message.tool_calls or ()
+        jsonschema.validate(json.loads(call.function.arguments), BY_NAME[call.function.name].parameters or {})
+        assert call.type == "function"
+    async with client.chat.completions.stream(**asked, tool_choice=named) as stream:
+        async for _ in stream:
+            pass
+        streamed = (await stream.get_final_completion()).choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    [again] = streamed.message.tool_calls or ()
+    assert (again.function.name, again.function.arguments) == (call.function.name, call.function.arguments)
+    turn = [*question, said.message, {"role": "tool", "tool_call_id": call.id, "content": "a cat"}]
+    short = {**asked, "messages": turn, "max_tokens": 4}
+    free = await client.chat.completions.with_raw_response.create(**short, tool_choice="none")
+    assert free.headers["x-headrace-ignored"] == "tools.function.strict"
+    after = free.parse()
+    assert after.choices[0].message.tool_calls is None
+    assert after.choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "leap"}})
+    assert caught.value.param == "tool_choice.name"
+
+
+async def test_reasoning_on_its_way(serve: Runner, tmp_path: Path) -> None:
     folder = save_tiny_chat_model(tmp_path / "model", templates.THOUGHTS_KEPT_APART)
     async with client_of(serve, folder) as client:
         model = await client.get_model()

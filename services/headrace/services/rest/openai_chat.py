@@ -47,6 +47,12 @@ class ChatBody(SamplingBody):
 
     IGNORED = SamplingBody.IGNORED | {"prediction", "verbosity"}
 
+    def ignored(self) -> str:
+        """Returns the fields that have no effect; a call that nobody asked for is held to no schema."""
+        is_free = self.tool_choice in (None, "auto", "none")
+        is_strict = any(_function(tool).get("strict") for tool in self.tools or ())
+        return ", ".join(filter(None, (super().ignored(), "tools.function.strict" if is_free and is_strict else "")))
+
     def options(self, request_id: str) -> ChatOptions:
         """Returns what the body asks for.
 
@@ -65,7 +71,7 @@ class ChatBody(SamplingBody):
             "max_new_token_count": limit,
             "token_logprobs": self.logprobs,
             "top_logprob_count": self.top_logprobs,
-            "tools": self.tools,
+            "tools": None if self.tools is None else [_without_strict(tool) for tool in self.tools],
             "tool_choice": self.tool_choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "template": self.chat_template,
@@ -73,6 +79,19 @@ class ChatBody(SamplingBody):
             "continue_final_message": self.continue_final_message,
         }
         return {**self.sampling_options(request_id), **options}
+
+
+def _function(tool: JsonMapping) -> JsonMapping:
+    function = tool.get("function")
+    return function if isinstance(function, dict) else {}
+
+
+def _without_strict(tool: JsonMapping) -> JsonMapping:
+    """Returns a tool without a word that the router has no use for: what is asked for always fits its schema."""
+    function = _function(tool)
+    return (
+        {**tool, "function": {key: value for key, value in function.items() if key != "strict"}} if function else tool
+    )
 
 
 class ChatChoice(TypedDict):
