@@ -10,7 +10,8 @@ from headrace.contract.chat_output import ReasoningFormat, ToolFormat
 from headrace.contract.errors import FeatureUnsupported, InvalidRequest, StartupError
 from headrace.contract.generation import ChatMessage, ChatPrompt
 from headrace.contract.sampling import SamplingParams
-from headrace.router.chat_output.formats import detect_reasoning_format, detect_tool_format
+from headrace.router.chat_output.call_probe import probe_tool_format
+from headrace.router.chat_output.formats import detect_reasoning_format
 from headrace.router.chat_template import ChatTemplate
 from headrace.router.folder_facts import read_folder_facts
 from headrace.router.gguf_facts import read_gguf_facts
@@ -86,7 +87,7 @@ def load_model_card(source: Path, name: str) -> ModelCard:
         card,
         end_of_sequence_token_ids=ends if turn_end is None or turn_end in ends else (*ends, turn_end),
         takes_tools=template.takes_tools,
-        tool_format=detect_tool_format(card.chat_template) if template.takes_tools else None,
+        tool_format=probe_tool_format(card.chat_template, template),
         reasoning_format=detect_reasoning_format(card.chat_template),
     )
 

@@ -16,14 +16,9 @@ _TOOL_MARKS = {
     ToolFormat.MISTRAL: (mistral.MARK, mistral.CALL_ID_MARK, mistral.ARGUMENTS_MARK),
 }
 
-_FOREIGN_MARKS = ("<function=",)
-"""Marks of notations that share a tag with one of ours and write something else between."""
-
 
 def detect_tool_format(template: str) -> ToolFormat | None:
-    """Returns how a model writes tool calls, judged by how its chat template writes those of earlier turns."""
-    if any(mark in template for mark in _FOREIGN_MARKS):
-        return None
+    """Returns how a model may write tool calls, judged by the marks in its chat template."""
     return next((format_ for format_, marks in _TOOL_MARKS.items() if marks[0] in template), _unmarked(template))
 
 

@@ -4,7 +4,9 @@ import chat_templates as templates
 import pytest
 
 from headrace.contract.chat_output import ReasoningFormat, ToolFormat
+from headrace.router.chat_output.call_probe import probe_tool_format
 from headrace.router.chat_output.formats import detect_reasoning_format, detect_tool_format, marks_of
+from headrace.router.chat_template import ChatTemplate
 
 
 @pytest.mark.parametrize(
@@ -14,7 +16,6 @@ from headrace.router.chat_output.formats import detect_reasoning_format, detect_
         (templates.HEADERS_WITH_DATE, ToolFormat.LLAMA3, None),
         (templates.BRACKETS_IN_TURNS, ToolFormat.MISTRAL, None),
         (templates.THOUGHTS_KEPT_APART, None, ReasoningFormat.THINK),
-        ("{{ '<tool_call><function=' + name + '>' }}", None, None),
         ("{{ '[THINK]' + message.thinking + '[/THINK]' }}", None, ReasoningFormat.MISTRAL),
         ("{{ messages }}", None, None),
     ],
@@ -24,6 +25,40 @@ def test_the_template_tells(
 ) -> None:
     assert detect_tool_format(template) == tool_format
     assert detect_reasoning_format(template) == reasoning_format
+
+
+XML_BETWEEN_TAGS = """{{ tools }}
+{%- for message in messages %}{{ message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>' + call.function.name }}
+        {%- for name, value in call.function.arguments.items() %}{{- '<key>' ~ name ~ '</key>' ~ value }}{% endfor %}
+        {{- '</tool_call>' }}
+    {%- endfor %}
+{%- endfor %}"""
+NAMES_BEFORE_ARGUMENTS = """{{ tools }}
+{%- for message in messages %}{{ message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' + (call.function.arguments | tojson) }}
+    {%- endfor %}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "tool_format"),
+    [
+        (templates.TURNS_WITH_TOOLS, ToolFormat.HERMES),
+        (templates.HEADERS_WITH_DATE, ToolFormat.LLAMA3),
+        (templates.BRACKETS_IN_TURNS, ToolFormat.MISTRAL),
+        (NAMES_BEFORE_ARGUMENTS, ToolFormat.MISTRAL),
+        (XML_BETWEEN_TAGS, None),
+        (templates.THOUGHTS_KEPT_APART, None),
+        ("{{ tools }}{{ messages[1000].x }}<tool_call>", ToolFormat.HERMES),
+        ("{{ messages }}<tool_call>", None),
+    ],
+)
+def test_a_call_that_the_template_writes_has_to_be_found(template: str, tool_format: ToolFormat | None) -> None:
+    compiled = ChatTemplate(template, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert probe_tool_format(template, compiled) == tool_format
 
 
 def test_marks_that_may_be_special_tokens() -> None:
