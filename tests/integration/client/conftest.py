@@ -63,6 +63,8 @@ class Script:
 
     words: tuple[str, ...] = ("Once ", "upon ", "a ", "time")
     """One token and one delta each."""
+    thoughts: tuple[str, ...] = ()
+    """Reasoning before the words of a stream."""
     failures: list[Failure] = field(default_factory=list[Failure])
     """One for each of the next calls, before anything was sent; then calls succeed."""
     failure_after_words: Failure | None = None
@@ -125,6 +127,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
                 request_id=request.request_id or "chosen", model="m", prompt_token_count=3, cached_token_count=2, seed=7
             )
             yield pb.GenerateStreamResponse(started=started)
+            for thought in script.thoughts:
+                yield pb.GenerateStreamResponse(delta=pb.GenerationDelta(reasoning=thought))
             for index, word in enumerate(script.words):
                 yield pb.GenerateStreamResponse(delta=pb.GenerationDelta(text=word, token_ids=[index]))
                 if index == 0 and script.gate is not None:

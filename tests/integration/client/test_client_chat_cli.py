@@ -124,6 +124,13 @@ async def test_a_single_token_has_no_rate(server: Server, script: Script) -> Non
     assert re.fullmatch(r"time to first token \d+\.\d{3} s · 1 token · 2 of 3 prompt tokens cached\n", err.decode())
 
 
+async def test_reasoning_is_shown_apart(server: Server, script: Script) -> None:
+    script.thoughts, script.words = ("Hm, ", "so"), ("Four", ".")
+    process = await start(server, "--prompt", "2 + 2?")
+    out, _ = await process.communicate()
+    assert out == b"(Hm, so)\n\nFour.\n"
+
+
 async def test_lines_from_a_pipe_are_a_conversation(server: Server, script: Script) -> None:
     process = await start(server, "--temperature=0")
     out, err = await process.communicate(b"first\n\n/stats\nsecond\n/reset\nthird\n/fly\n/help\n")

@@ -80,14 +80,20 @@ async def one_shot(client: AsyncClient, messages: Sequence[Message], options: Ch
 
 
 async def show_answer(stream: AsyncGenerationStream, screen: TextIO) -> None:
-    """Writes an answer as it comes, and ends its line.
+    """Writes an answer as it comes, its reasoning in parentheses, and ends its line.
 
     Raises:
         HeadraceError: the request failed.
     """
-    async for text in stream.texts():
-        show(screen, text)
-    show(screen, "\n")
+    is_reasoning = False
+    async for delta in stream:
+        if delta.reasoning:
+            show(screen, delta.reasoning if is_reasoning else f"({delta.reasoning}")
+            is_reasoning = True
+        if delta.text:
+            show(screen, f")\n\n{delta.text}" if is_reasoning else delta.text)
+            is_reasoning = False
+    show(screen, ")\n" if is_reasoning else "\n")
 
 
 def show(screen: TextIO, text: str) -> None:
