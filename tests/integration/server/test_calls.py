@@ -145,7 +145,7 @@ async def test_a_deadline_ends_its_handler_and_is_logged_as_one(running: Running
         raise AssertionError
 
     running.servicer.unary = wait
-    error = await failure_of(running.stub.Generate(REQUEST, timeout=0.05))
+    error = await failure_of(running.stub.Generate(REQUEST, timeout=0.5))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(running.server.calls.wait_idle(), 5)
     assert ends(log) == [("Generate", "DEADLINE_EXCEEDED")]
