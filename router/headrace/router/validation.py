@@ -113,9 +113,7 @@ class Validator:
         hold: Hold | None = None,
         expected: ChatOutput | None = None,
     ) -> ValidRequest:
-        """Returns the request with its tokens and every default filled in. `check` comes first.
-
-        `hold` binds its completions; `expected` is what they may hold beside text.
+        """Returns the request with its tokens, its grammar and every default filled in. `check` comes first.
 
         Raises:
             InvalidRequest: the prompt has no tokens, too many, or one that the model does not know.
