@@ -102,8 +102,10 @@ class EngineSettings(CommonSettings):
     kv_memory: ByteSize = ByteSize(0)
     """Memory for the KV cache, in bytes or with a unit such as `4GiB`; 0 takes half of what is left after loading."""
     speculation: str = "off"
-    """Who guesses tokens ahead, so that a step can bring several: `off`, or `ngram`, which looks where the last tokens
-    came before. What comes is the same either way."""
+    """Who guesses tokens ahead, so that a step can bring several: `off`, `ngram`, which looks where the last tokens
+    came before, or `draft`, a second model. What comes is the same either way."""
+    draft_model: str = ""
+    """The model that guesses with `speculation = draft`, named as `model` is; it has to have the same tokenizer."""
     draft_token_limit: PositiveInt = 8
     """Most tokens guessed for a sequence in one step."""
     thread_count: NonNegativeInt = 0
@@ -113,6 +115,8 @@ class EngineSettings(CommonSettings):
     def _check_engine(self) -> Self:
         if self.engine == "native" and not self.model:
             raise ValueError("no model is given; try smollm2-135m-instruct")
+        if (self.speculation == "draft") is not bool(self.draft_model):
+            raise ValueError("draft_model and speculation = draft go together")
         for option in self.engine_option:
             if "=" not in option:
                 raise ValueError(f"engine option {option!r} is not NAME=VALUE")

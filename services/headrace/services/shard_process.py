@@ -161,6 +161,7 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
             "kernels": settings.kernels,
             "thread_count": settings.thread_count,
             "speculation": settings.speculation,
+            "draft_model": str(resolve_model(settings.draft_model)) if settings.draft_model else "",
             "draft_token_limit": settings.draft_token_limit,
             "kv_memory_bytes": int(settings.kv_memory),
         }

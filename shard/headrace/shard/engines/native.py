@@ -37,13 +37,16 @@ def load_native_engine(options: NativeOptions, progress: Callable[[str], None]) 
     """
     loader = NativeLoader(options, progress)
     loader.load_weights()
+    draft = loader.open_draft()
+    if draft is not None:
+        draft.load_weights()
     budget = loader.size_cache()
     runner, description = loader.complete(budget), loader.describe(budget)
     return NativeEngine(
         description,
         runner=runner,
         sampler=Sampler(loader.kernels),
-        speculator=loader.speculate(description, runner),
+        speculator=loader.speculate(description, runner, draft),
     )
 
 

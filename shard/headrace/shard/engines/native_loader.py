@@ -1,6 +1,7 @@
 """Loads a model for the native engine: weights first, a warm-up, then the KV cache in the memory that is left."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +20,12 @@ from headrace.shard.model_runner import ModelRunner
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.registry import ModelBuilder, load_model, open_source
 from headrace.shard.models.rotary import build_table
+from headrace.shard.models.token_list import require_same_tokens
+from headrace.shard.speculation.drafter import Drafter
+from headrace.shard.speculation.model_drafter import ModelDrafter
 from headrace.shard.speculation.ngram_drafter import NgramDrafter
 from headrace.shard.speculation.speculator import Speculator
-from headrace.shard.speculation.step_cost import measure_steps
+from headrace.shard.speculation.step_cost import StepCost, measure_steps
 from headrace.shard.weights import WeightReader
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,13 +55,14 @@ class NativeLoader:
         progress(f"opening {options.model}")
         self._source = open_source(Path(options.model))
         self._config = self._source.config
-        self._context_token_count = _choose_context(options, self._config)
+        self.context_token_count = _choose_context(options, self._config)
+        """Longest sequence."""
         self._build: ModelBuilder | None = None
         self._cos_sin = build_table(
             size=self._config.head_dim,
             base=self._config.rotary_base,
             scaling=self._config.rotary_scaling,
-            position_count=self._context_token_count,
+            position_count=self.context_token_count,
         ).to(self._device)
 
     def load_weights(self) -> None:
@@ -69,13 +74,29 @@ class NativeLoader:
         reader = WeightReader(self._source, dtype=self._dtype, device=self._device, progress=self._progress)
         self._build = load_model(self._config, reader, self.kernels)
 
-    def size_cache(self) -> KvBudget:
+    def open_draft(self) -> "NativeLoader | None":
+        """Opens the model that guesses tokens, if one does; its weights are loaded as those of any other.
+
+        Raises:
+            StartupError: it cannot be opened, or has another tokenizer.
+        """
+        options = self._options
+        if options.speculation != Speculation.DRAFT:
+            return None
+        draft = replace(options, model=options.draft_model, speculation=Speculation.OFF, draft_model="")
+        loader = NativeLoader(replace(draft, context_token_count=0), self._progress)
+        require_same_tokens(Path(options.model), Path(options.draft_model))
+        return loader
+
+    def size_cache(self, block_count: int = 0) -> KvBudget:
         """Runs the model once over a cache of one block, and decides by what memory is left then.
+
+        Takes a number of blocks that the cache must have, or 0 to decide by the options.
 
         Raises:
             StartupError: the cache that was asked for does not fit, or none does.
         """
-        options = self._options
+        options = replace(self._options, block_count=block_count or self._options.block_count)
         self._progress("warming up")
         smallest = kv_cache.smallest_budget(self._config, dtype=self._dtype, block_size=options.block_size)
         self.complete(smallest).warm_up()
@@ -86,7 +107,7 @@ class NativeLoader:
             block_count=options.block_count,
             memory_bytes=options.kv_memory_bytes,
             available_bytes=available_bytes(self._device),
-            most_token_count=options.row_limit * self._context_token_count,
+            most_token_count=options.row_limit * self.context_token_count,
         )
         self._progress(budget.explain())
         return budget
@@ -109,7 +130,7 @@ class NativeLoader:
             architecture=self._config.architecture,
             weight_type=_weight_type(self._dtype, self._weight_format),
             vocabulary_size=self._config.vocabulary_size,
-            context_token_count=self._context_token_count,
+            context_token_count=self.context_token_count,
             block_size=budget.block_size,
             block_count=budget.block_count,
             steps_in_flight=2,
@@ -121,14 +142,33 @@ class NativeLoader:
             draft_token_limit=self._options.draft_token_limit if self._speculates else 0,
         )
 
-    def speculate(self, description: EngineDescription, runner: ModelRunner) -> Speculator | None:
-        """Returns what guesses tokens ahead for the loaded model, after it has measured what guesses cost."""
+    def speculate(
+        self, description: EngineDescription, runner: ModelRunner, draft: "NativeLoader | None"
+    ) -> Speculator | None:
+        """Returns what guesses tokens ahead for the loaded model, after it has measured what guesses cost.
+
+        Raises:
+            StartupError: the cache of the model that guesses does not fit.
+        """
         if not self._speculates:
             return None
+        drafter: Drafter = NgramDrafter()
+        if draft is not None:
+            draft_runner = draft.complete(draft.size_cache(description.block_count))
+            drafter = ModelDrafter(
+                draft_runner,
+                kernels=draft.kernels,
+                cost=self._measure(draft_runner, description),
+                clock=MonotonicClock(),
+                context_token_count=draft.context_token_count,
+                vocabulary_size=description.vocabulary_size,
+            )
+        return Speculator(description, drafter=drafter, cost=self._measure(runner, description))
+
+    def _measure(self, runner: ModelRunner, description: EngineDescription) -> StepCost:
         self._progress("measuring what steps take")
         limit = min(description.context_token_count, description.block_size * description.block_count)
-        cost = measure_steps(runner.rehearse, MonotonicClock(), token_limit=limit)
-        return Speculator(description, drafter=NgramDrafter(), cost=cost)
+        return measure_steps(runner.rehearse, MonotonicClock(), token_limit=limit)
 
 
 def _choose_speculation(options: NativeOptions) -> Speculation:
@@ -136,6 +176,8 @@ def _choose_speculation(options: NativeOptions) -> Speculation:
         raise StartupError(f"engine option speculation: {options.speculation!r} is none of {', '.join(Speculation)}")
     if options.draft_token_limit < 1:
         raise StartupError(f"engine option draft_token_limit: {options.draft_token_limit} is below 1")
+    if (options.speculation == Speculation.DRAFT) is not bool(options.draft_model):
+        raise StartupError("engine option draft_model: goes with speculation=draft, and it with draft_model")
     return Speculation(options.speculation)
 
 

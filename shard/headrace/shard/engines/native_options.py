@@ -10,6 +10,8 @@ class Speculation(StrEnum):
     OFF = "off"
     NGRAM = "ngram"
     """Whoever finds the last tokens earlier in the text."""
+    DRAFT = "draft"
+    """A second, smaller model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,9 @@ class NativeOptions:
     token_limit: int = 8192
     """Most tokens in a step; 0 sets no limit."""
     speculation: str = "off"
-    """Who guesses tokens ahead: off or ngram."""
+    """Who guesses tokens ahead: off, ngram or draft."""
+    draft_model: str = ""
+    """The model that guesses with speculation draft: a folder or a GGUF file, with the same tokenizer."""
     draft_token_limit: int = 8
     """Most tokens guessed for a row in a step."""
     thread_count: int = 0
