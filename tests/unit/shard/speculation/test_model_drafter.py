@@ -52,9 +52,7 @@ def create(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callabl
         "headrace.shard.engines.native_loader.measure_steps", lambda *_args, **_options: StepCost((1, 2), (1.0, 1.0))
     )
     monkeypatch.setattr(StepCost, "observe", lambda *_args, **_options: None)
-    monkeypatch.setattr(
-        "headrace.shard.speculation.model_drafter.ModelDrafter.depth_s", lambda _self, _row_count: 0.01
-    )
+    monkeypatch.setattr("headrace.shard.speculation.model_drafter.ModelDrafter.depth_s", lambda _self, _row_count: 0.01)
 
     def make(**options: object) -> Engine:
         return create_engine("native", {"model": str(folders["target"]), "block_size": 4, "block_count": 301} | options)
@@ -86,9 +84,7 @@ def test_the_tokens_are_those_without_guesses(
         assert driver.accepted_count > 0.6 * sum(len(job.generated) for job in jobs)
 
 
-def test_another_tokenizer_is_refused(
-    folders: dict[str, Path], create: Callable[..., Engine], tmp_path: Path
-) -> None:
+def test_another_tokenizer_is_refused(folders: dict[str, Path], create: Callable[..., Engine], tmp_path: Path) -> None:
     save_model(tmp_path, LlamaForCausalLM, tiny_llama_config())
     save_tokenizer(tmp_path, {f"t{index}": (index + 1) % 211 for index in range(211)})
     with pytest.raises(StartupError, match="another tokenizer"):
@@ -96,7 +92,7 @@ def test_another_tokenizer_is_refused(
     save_tokenizer(tmp_path, {f"t{index}": index for index in range(300)})
     create(speculation="draft", draft_model=str(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(StartupError, match="tokenizer.json"):
+    with pytest.raises(StartupError, match=r"tokenizer\.json"):
         create(speculation="draft", draft_model=str(tmp_path))
     assert folders
 
