@@ -30,8 +30,10 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload(name="repeats its prompt", prompt=f"Repeat this text word for word: {TEXT}", temperature=0.0),
-    Workload(name="free text", prompt="Write a story about a lighthouse keeper and a storm.", temperature=1.0),
+    Workload(name="repeats its prompt", prompt=f"{TEXT}\n\n{TEXT}\n\n", temperature=0.0),
+    Workload(
+        name="free text", prompt="The keeper of the lighthouse had not slept since the storm began.", temperature=1.0
+    ),
 )
 
 
@@ -54,8 +56,8 @@ async def run(client: AsyncClient, workload: Workload, *, streams: int, tokens: 
     salt = secrets.token_hex(8)
 
     async def follow(index: int) -> None:
-        stream = client.chat_stream(
-            [{"role": "user", "content": workload.prompt}],
+        stream = client.stream(
+            workload.prompt,
             temperature=workload.temperature,
             seed=index,
             max_new_token_count=tokens,
