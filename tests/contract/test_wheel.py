@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"client", "contract", "internal", "kernels", "router", "services", "shard", "v1"}
-EXTRAS = {"router", "shard", "rest", "all", "flash-attn", "vllm", "tensorrt-llm"}
+EXTRAS = {"router", "shard", "rest", "all", "tracing", "flash-attn", "vllm", "tensorrt-llm"}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from headrace.router.active_embedding import ActiveEmbedding
 from headrace.router.field_checks import find_embedding_violations, out_of_range
 from headrace.router.pipeline import Capabilities, Pipeline
 from headrace.router.request_meter import MeteredRequest, RequestKind
-from headrace.router.tenant import tenant_of
 
 _VIOLATION_LIMIT = 16
 """More would not fit into the headers of a status."""
@@ -37,7 +36,7 @@ class EmbeddingPipeline:
             RequestError: the request cannot run as asked, was aborted or ran out of its time.
             ServerError: it could, but not here or not now.
         """
-        with self._desk.meter.open(RequestKind.EMBED, tenant_of(request), request.deadline_s) as metered:
+        with self._desk.meter.open(RequestKind.EMBED, request) as metered:
             return await self._embed(request, metered)
 
     async def _embed(self, request: EmbeddingRequest, metered: MeteredRequest) -> Embeddings:
@@ -46,6 +45,7 @@ class EmbeddingPipeline:
         capabilities = self._pipeline.capabilities()
         pooling = self._check(request, capabilities)
         with self._desk.open(request.request_id) as visit:
+            metered.request_id = visit.request_id
             visit.enter(len(request.inputs))
             prompts = [await self._prompt(request, index, capabilities) for index in range(len(request.inputs))]
             metered.prompt_token_count = sum(map(len, prompts))
@@ -134,4 +134,5 @@ class EmbeddingPipeline:
             cache_salt=request.cache_salt,
             deadline_s=request.deadline_s,
             pooling=pooling,
+            trace_parent=request.trace_parent,
         )

@@ -44,7 +44,6 @@ from headrace.router.model_card import ModelCard
 from headrace.router.replicas import RETRY_WHEN_NOT_READY_S, ReplicaSet
 from headrace.router.request_grammars import Hold, RequestGrammars, needs_grammar
 from headrace.router.request_meter import RequestKind
-from headrace.router.tenant import tenant_of
 from headrace.router.tokenizer import Tokenizer
 from headrace.router.validation import RequestLimits, Validator
 from headrace.router.watermarks import Watermarks
@@ -120,12 +119,13 @@ class Pipeline:
             RequestError: the request cannot run as asked, or ran out of its time.
             ServerError: it could, but not here or not now.
         """
-        with self.desk.meter.open(RequestKind.GENERATE, tenant_of(request), request.deadline_s) as metered:
+        with self.desk.meter.open(RequestKind.GENERATE, request) as metered:
             self.desk.check_open()
             self.check_model(request.model)
             validator = self._validator()
             validator.check(request)
             with self.desk.open(request.request_id) as visit:
+                metered.request_id = visit.request_id
                 visit.enter(request.best_of or request.completion_count or 1)
                 read = await self._read(request)
                 valid = validator.resolve(
@@ -141,6 +141,7 @@ class Pipeline:
                 metered.max_new_token_count = valid.max_new_token_count
                 visit.charge(valid.prompt_token_count)
                 active = self._activate(valid, visit.permit, metered.received_s)
+                metered.submitted_s = active.arrival_s
                 try:
                     visit.submit(active)
                     yield active

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self
 
 from headrace.contract.clock import Clock
+from headrace.contract.embedding import EmbeddingRequest
 from headrace.contract.errors import DeadlineExceeded, HeadraceError
-from headrace.contract.generation import FinishReason, GenerationFinished
+from headrace.contract.generation import FinishReason, GenerationFinished, GenerationRequest
 from headrace.contract.histogram import Histogram
 from headrace.router.step_profile import GAP_BOUNDS_S
-from headrace.router.tenant import TenantNames
+from headrace.router.tenant import TenantNames, tenant_of
 
 REQUEST_BOUNDS_S: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -60,12 +62,14 @@ class RequestMeter:
         """From a prompt to its token ids, the wait for a thread included."""
         self.grammar_s: Final = Histogram(PREPARE_BOUNDS_S)
         """From a constraint to its grammar, the wait for those before it included; a kept answer counts, too."""
+        self.tell: "EndListener | None" = None
+        """Told of each request that ended: itself, its outcome, and the moment on the clock."""
         self._clock = clock
         self._tenants = TenantNames()
 
-    def open(self, kind: RequestKind, tenant: str, deadline_s: float | None) -> "MeteredRequest":
-        """Returns a context manager to run a request in; `deadline_s` is a moment on the clock."""
-        return MeteredRequest(self, self._clock, kind, self._tenants.bounded(tenant), deadline_s)
+    def open(self, kind: RequestKind, request: GenerationRequest | EmbeddingRequest) -> "MeteredRequest":
+        """Returns a context manager to run a request in."""
+        return MeteredRequest(self, self._clock, kind, self._tenants.bounded(tenant_of(request)), request)
 
 
 class MeteredRequest:
@@ -73,25 +77,37 @@ class MeteredRequest:
 
     __slots__ = (
         "_clock",
-        "_deadline_s",
         "_kind",
         "_meter",
         "_tenant",
         "max_new_token_count",
         "prompt_token_count",
         "received_s",
+        "request",
+        "request_id",
+        "submitted_s",
         "summary",
     )
 
     def __init__(
-        self, meter: RequestMeter, clock: Clock, kind: RequestKind, tenant: str, deadline_s: float | None
+        self,
+        meter: RequestMeter,
+        clock: Clock,
+        kind: RequestKind,
+        tenant: str,
+        request: GenerationRequest | EmbeddingRequest,
     ) -> None:
         self._meter = meter
         self._clock = clock
         self._kind = kind
         self._tenant = tenant
-        self._deadline_s = deadline_s
+        self.request: Final = request
+        """As it was asked."""
         self.received_s: Final = clock.now()
+        self.request_id = ""
+        """Its own or the one that was made for it; empty for one that was not taken in."""
+        self.submitted_s: float | None = None
+        """When its sequences could run; None for one that did not come so far."""
         self.prompt_token_count = 0
         """Set when the tokens are known."""
         self.max_new_token_count = 0
@@ -106,13 +122,16 @@ class MeteredRequest:
     ) -> None:
         meter, tenant = self._meter, self._tenant
         now_s = self._clock.now()
-        meter.ended[tenant, self._kind, self._outcome(error, now_s)] += 1
+        outcome = self._outcome(error, now_s)
+        meter.ended[tenant, self._kind, outcome] += 1
         meter.duration_s[self._kind].observe(now_s - self.received_s)
         if self.prompt_token_count:
             meter.prompt_token_count[tenant] += self.prompt_token_count
             meter.prompt_length.observe(self.prompt_token_count)
         if self.summary is not None:
             self._count_generation(self.summary)
+        if meter.tell is not None:
+            meter.tell(self, outcome, now_s)
 
     def _count_generation(self, summary: GenerationFinished) -> None:
         meter, timings, token_count = self._meter, summary.timings, summary.usage.generated_token_count
@@ -134,7 +153,11 @@ class MeteredRequest:
                 return error.reason
             case asyncio.CancelledError() | GeneratorExit():
                 # The deadline is the transport's: it takes the call back a moment before or after our own timer.
-                is_late = self._deadline_s is not None and now_s >= self._deadline_s
+                is_late = self.request.deadline_s is not None and now_s >= self.request.deadline_s
                 return DeadlineExceeded.reason if is_late else CANCELLED
             case _:
                 return HeadraceError.reason
+
+
+EndListener = Callable[[MeteredRequest, str, float], None]
+"""Takes a request that ended, its outcome and when that was, on the clock of the meter."""

@@ -70,6 +70,7 @@ class StepDraft:
             adapter=request.adapter,
             pooling=request.pooling,
             may_draft=row.spare_count > 0,
+            trace_parent=request.trace_parent,
         )
 
     def drop(self, row: Row) -> None:

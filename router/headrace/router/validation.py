@@ -160,6 +160,7 @@ class Validator:
             cache_salt=request.cache_salt,
             deadline_s=request.deadline_s,
             may_draft=request.speculation is not False,
+            trace_parent=request.trace_parent,
         )
 
     def _check_chat(self, chat: ChatPrompt) -> None:

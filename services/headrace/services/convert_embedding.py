@@ -17,7 +17,9 @@ _POOLINGS = {
 }
 
 
-def embedding_request_from_proto(request: pb.EmbedRequest, *, deadline_s: float | None) -> EmbeddingRequest:
+def embedding_request_from_proto(
+    request: pb.EmbedRequest, *, deadline_s: float | None, trace_parent: str = ""
+) -> EmbeddingRequest:
     """Returns what a client asked for: presence is kept, ranges are not checked.
 
     Raises:
@@ -39,6 +41,7 @@ def embedding_request_from_proto(request: pb.EmbedRequest, *, deadline_s: float 
         priority=request.priority if has("priority") else None,
         cache_salt=request.cache_salt,
         deadline_s=deadline_s,
+        trace_parent=trace_parent,
     )
 
 

@@ -40,10 +40,12 @@ _EXACT_INTEGER_LIMIT = 2**53
 """From here on a double stands for several integers."""
 
 
-def request_from_proto(request: generate_service_pb2.GenerateRequest, *, deadline_s: float | None) -> GenerationRequest:
+def request_from_proto(
+    request: generate_service_pb2.GenerateRequest, *, deadline_s: float | None, trace_parent: str = ""
+) -> GenerationRequest:
     """Returns what a client asked for.
 
-    `deadline_s` is the moment on the process's clock when the caller stops waiting.
+    `deadline_s` is the moment on the process's clock when the caller stops waiting, `trace_parent` the call's span.
 
     Raises:
         InvalidRequest: a oneof or an enum has no value that this version knows.
@@ -68,6 +70,7 @@ def request_from_proto(request: generate_service_pb2.GenerateRequest, *, deadlin
         watermark=_watermark_from_proto(request.watermark) if request.HasField("watermark") else None,
         speculation=request.speculation if request.HasField("speculation") else None,
         deadline_s=deadline_s,
+        trace_parent=trace_parent,
     )
 
 

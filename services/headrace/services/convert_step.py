@@ -193,6 +193,7 @@ def _admitted_to_proto(sequence: AdmittedSequence) -> pb.AdmittedSequence:
         adapter=sequence.adapter,
         grammar=sequence.grammar,
         may_draft=sequence.may_draft,
+        trace_parent=sequence.trace_parent,
     )
     if sequence.pooling is not None:
         message.pooling.pooling = _POOLING_TO_PROTO[sequence.pooling.pooling]
@@ -226,6 +227,7 @@ def _admitted_from_proto(message: pb.AdmittedSequence) -> AdmittedSequence:
         pooling=_pooling_from_proto(message.pooling) if message.HasField("pooling") else None,
         adapter=message.adapter,
         may_draft=message.may_draft,
+        trace_parent=message.trace_parent,
     )
 
 

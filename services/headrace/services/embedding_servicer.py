@@ -5,6 +5,7 @@ import grpc.aio
 from headrace.contract.clock import Clock
 from headrace.router.embedding_pipeline import EmbeddingPipeline
 from headrace.services.convert_embedding import embedding_request_from_proto, embeddings_to_proto
+from headrace.services.in_flight import current_call
 from headrace.services.interceptors import name_call
 from headrace.v1 import embedding_service_pb2 as pb
 from headrace.v1 import embedding_service_pb2_grpc
@@ -24,6 +25,5 @@ class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         name_call(request.request_id)
         remaining_s = context.time_remaining()
         deadline_s = None if remaining_s is None else self._clock.now() + remaining_s
-        return embeddings_to_proto(
-            await self._pipeline.embed(embedding_request_from_proto(request, deadline_s=deadline_s))
-        )
+        asked = embedding_request_from_proto(request, deadline_s=deadline_s, trace_parent=current_call().trace_parent)
+        return embeddings_to_proto(await self._pipeline.embed(asked))

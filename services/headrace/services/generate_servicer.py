@@ -6,7 +6,7 @@ import grpc.aio
 
 from headrace.contract.clock import Clock
 from headrace.contract.errors import InvalidRequest
-from headrace.contract.generation import GenerationEvent, GenerationStarted
+from headrace.contract.generation import GenerationEvent, GenerationRequest, GenerationStarted
 from headrace.router.pipeline import Pipeline
 from headrace.services.convert_event import response_to_proto
 from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
@@ -32,7 +32,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
     ) -> pb.GenerateResponse:
         """Returns whole completions."""
         name_call(request.request_id)
-        asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
+        asked = self._asked(request, context.time_remaining())
         events: list[GenerationEvent] = []
         async with aclosing(self._pipeline.generate(asked)) as generation:
             async for event in generation:
@@ -50,7 +50,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
     ) -> None:
         """Streams completions as their tokens are sampled."""
         name_call(request.request_id)
-        asked = request_from_proto(request, deadline_s=self._deadline_s(context.time_remaining()))
+        asked = self._asked(request, context.time_remaining())
         async with self._pipeline.open(asked) as active:
             name_call(active.request.request_id)
             writer = StreamWriter(active.stream, context.write, current_call(), self._write_round, self._clock)
@@ -83,6 +83,11 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
             include_special_tokens=request.include_special_tokens,
         )
         return pb.DetokenizeResponse(text=text)
+
+    def _asked(self, request: pb.GenerateRequest, remaining_s: float | None) -> GenerationRequest:
+        return request_from_proto(
+            request, deadline_s=self._deadline_s(remaining_s), trace_parent=current_call().trace_parent
+        )
 
     def _deadline_s(self, remaining_s: float | None) -> float | None:
         """Returns the caller's deadline as a moment on our clock."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -23,6 +24,9 @@ from headrace.services.in_flight import InFlightCalls
 from headrace.services.interceptors import CallInterceptor
 from headrace.services.log import Event, logger
 from headrace.services.telemetry.call_meter import CallMeter
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.spans import Tracing
 
 _END_GRACE_S = 1.0
 """How long calls that the server ends may take to say so."""
@@ -52,6 +56,7 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         has_reflection: bool = True,
         clock: Clock | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self.calls = InFlightCalls()
         """The calls being answered."""
@@ -64,7 +69,8 @@ class GrpcServer:
         self._service_names: list[str] = []
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.calls, self.call_meter, clock=clock)], options=server_options(limits)
+            interceptors=[CallInterceptor(self.calls, self.call_meter, clock=clock, tracing=tracing)],
+            options=server_options(limits),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -23,6 +23,8 @@ class Call:
     """The task that runs the handler."""
     message_count: int = 0
     """Messages sent by a streaming handler."""
+    trace_parent: str = ""
+    """The call's span, for those that belong to it; empty where nobody traces it."""
     ended_by: HeadraceError | None = None
     """Why the server ended it; None unless it did."""
 

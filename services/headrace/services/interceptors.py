@@ -4,11 +4,11 @@ import asyncio
 import inspect
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
 from grpc.aio import ServicerContext
@@ -21,6 +21,10 @@ from headrace.services.request_decoding import decode_request
 from headrace.services.status import CallStatus, internal_status, status_of
 from headrace.services.telemetry.call_meter import CallMeter
 
+if TYPE_CHECKING:  # imports of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.call_spans import CallSpan
+    from headrace.services.telemetry.spans import Tracing
+
 REQUEST_ID_KEY = "x-request-id"
 """Metadata in which a client names its request."""
 
@@ -28,6 +32,8 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 """What may be the id of a request."""
 
 _OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
+
+_BeginSpan = Callable[[str, Iterable[tuple[str, str | bytes]]], "CallSpan"]
 
 # The edge to grpc: requests and responses are whatever the method's messages are.
 _Context = ServicerContext[Any, Any]
@@ -50,9 +56,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     INTERNAL with a fixed text.
     """
 
-    def __init__(self, calls: InFlightCalls, meter: CallMeter, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, calls: InFlightCalls, meter: CallMeter, *, clock: Clock | None = None, tracing: "Tracing | None" = None
+    ) -> None:
         self._calls = calls
         self._meter = meter
+        self._trace = None if tracing is None else _span_maker(tracing)
         self._clock = clock or MonotonicClock()
 
     async def intercept_service(
@@ -89,7 +98,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return make(wrapped, deserialize, handler.response_serializer)
 
     def _guard(self, method: str, context: _Context) -> "_Guard":
-        return _Guard(self._calls, self._meter, self._clock, method, context)
+        return _Guard(self._calls, self._meter, self._clock, trace=self._trace, method=method, context=context)
 
     def _wrap_unary(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def unary(request: object, context: _Context) -> object:
@@ -115,6 +124,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
 
 
+def _span_maker(tracing: "Tracing") -> "_BeginSpan":
+    from headrace.services.telemetry.call_spans import CallSpan  # noqa: PLC0415  # see above
+
+    return partial(CallSpan, tracing)
+
+
 def _unchanged(request: object) -> object:
     return request
 
@@ -122,12 +137,23 @@ def _unchanged(request: object) -> object:
 class _Guard:
     """The frame around one handler."""
 
-    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_meter", "_method", "_started_s")
+    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_meter", "_method", "_span", "_started_s", "_trace")
 
-    def __init__(self, calls: InFlightCalls, meter: CallMeter, clock: Clock, method: str, context: _Context) -> None:
+    def __init__(
+        self,
+        calls: InFlightCalls,
+        meter: CallMeter,
+        clock: Clock,
+        *,
+        trace: "_BeginSpan | None",
+        method: str,
+        context: _Context,
+    ) -> None:
         self._calls = calls
         self._meter = meter
         self._clock = clock
+        self._trace = trace
+        self._span: CallSpan | None = None
         self._method = method
         self._context = context
         self._code = grpc.StatusCode.OK
@@ -143,6 +169,9 @@ class _Guard:
             task=task,
         )
         bind_request(self._call.request_id)
+        if self._trace is not None and not self._call.is_observer:
+            self._span = self._trace(self._method, self._context.invocation_metadata() or ())
+            self._call.trace_parent = self._span.trace_parent
         self._calls.enter(self._call)
         return self._call
 
@@ -199,6 +228,8 @@ class _Guard:
 
     def _note_end(self) -> None:
         duration_s = self._clock.now() - self._started_s
+        if self._span is not None:
+            self._span.end(self._code, self._call.request_id)
         self._meter.note_end(self._method, self._code.name, duration_s, is_observer=self._call.is_observer)
         write = logger().debug if self._call.is_observer else logger().info
         write(

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector
@@ -33,6 +34,9 @@ from headrace.v1 import (
     router_service_pb2,
     router_service_pb2_grpc,
 )
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.spans import Tracing
 
 RETRY_WHEN_DRAINING_S = 1.0
 """What callers are told while the server goes away: by then a load balancer knows of another."""
@@ -66,6 +70,7 @@ class RouterApp:
         executor: Executor,
         clock: Clock,
         report: Report,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._options = options
         self._clock = clock
@@ -88,7 +93,14 @@ class RouterApp:
         )
         self._embeddings = EmbeddingPipeline(self.pipeline)
         self._stall_watch = StallWatch(options.stall_timeout_s, clock)
-        self.server = GrpcServer(options.server, allows_remote_plaintext=options.allows_remote_plaintext, clock=clock)
+        self.server = GrpcServer(
+            options.server,
+            allows_remote_plaintext=options.allows_remote_plaintext,
+            clock=clock,
+            tracing=tracing,
+        )
+        if tracing is not None:
+            _trace_requests(self.pipeline, tracing)
         self._add_services()
 
     async def start(self, addresses: Sequence[Address]) -> tuple[str, ...]:
@@ -152,3 +164,9 @@ class RouterApp:
             health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
             lambda server: health_service_pb2_grpc.add_HealthServiceServicer_to_server(health, server),
         )
+
+
+def _trace_requests(pipeline: Pipeline, tracing: "Tracing") -> None:
+    from headrace.services.telemetry.request_spans import RequestSpans  # noqa: PLC0415  # see above
+
+    pipeline.desk.meter.tell = RequestSpans(tracing, pipeline.model.card.name).tell

@@ -35,6 +35,7 @@ from headrace.services.telemetry.endpoint import MetricsEndpoint, Source, serve_
 from headrace.services.telemetry.metric import Metric
 from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
 from headrace.services.telemetry.tgi_metrics import TGI_METRICS, read_tgi
+from headrace.services.telemetry.tracing import trace_process
 from headrace.services.watermark_keys import load_watermarks
 
 
@@ -110,6 +111,7 @@ async def run_router(
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
         stack.enter_context(considerate_poller())
+        tracing = await stack.enter_async_context(trace_process(settings, default_name="headrace-router"))
         runners: list[asyncio.Future[None]] = []
         if supervisor is not None:
             # First, since a shard takes longer to start than the router.
@@ -129,6 +131,7 @@ async def run_router(
             executor=executor,
             clock=MonotonicClock(),
             report=report,
+            tracing=tracing,
         )
         await stack.enter_async_context(metrics_endpoint(settings, app))
         bound = await app.start([settings.listen_address, *([] if sidecar is None else [sidecar.router_address])])

@@ -1,5 +1,6 @@
 """Every setting of every process, as frozen trees with defaults, limits and explanations."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import (
@@ -36,6 +37,12 @@ def _on_loopback(text: str) -> str:
     return f"127.0.0.1:{text}" if text.isascii() and text.isdigit() else text
 
 
+def _is_otlp_endpoint(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^/]+/?", text):
+        raise ValueError(f"{text!r} is no http://host:port")
+    return text
+
+
 AddressText = Annotated[str, AfterValidator(_is_address)]
 TcpAddressText = Annotated[str, AfterValidator(_on_loopback), AfterValidator(_is_tcp_address)]
 
@@ -58,6 +65,14 @@ class ProcessSettings(_Settings):
     metrics_address: Annotated[TcpAddressText, Field(json_schema_extra={"aliases": ["prometheus-port"]})] = ""
     """Where Prometheus scrapes the process over plain HTTP: a port of 127.0.0.1, or `host:port`. Empty offers no
     metrics."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_is_otlp_endpoint)] = ""
+    """Where traces are sent by OTLP over gRPC: `http://host:port`, or `https://host:port` with TLS. Empty traces
+    nothing. Needs the extra `tracing`."""
+    otlp_service_name: str = ""
+    """What traces call the process; empty is `headrace-router`, `headrace-shard` or `headrace-rest`."""
+    trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the traces that begin here which is recorded. Whether others are was decided where they began."""
 
     @property
     def metrics_listen_address(self) -> TcpAddress | None:

@@ -36,7 +36,6 @@ RETIRED_FLAGS: Mapping[str, str] = {
     "cuda-memory-fraction": "set --kv-memory",
     "disable-custom-kernels": "set --kernels reference",
     "api-key": "authentication is not in this release; put the router behind a proxy that has it",
-    "otlp-endpoint": "traces are not in this release",
     "json-output": "set --log-format json",
     "shard-uds-path": "a supervised shard has a private socket; elsewhere set --listen unix:PATH",
     "tokenizer-config-path": "the tokenizer is read from the model's own files",

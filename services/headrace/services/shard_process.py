@@ -24,6 +24,7 @@ from headrace.services.shutdown import Shutdown
 from headrace.services.telemetry.endpoint import serve_metrics
 from headrace.services.telemetry.process_metrics import CALL_METRICS, read_calls
 from headrace.services.telemetry.shard_metrics import SHARD_METRICS, read_shard
+from headrace.services.telemetry.tracing import trace_process
 from headrace.shard.engine import Engine
 from headrace.shard.options import OptionValue
 from headrace.shard.registry import create_engine
@@ -61,7 +62,11 @@ async def run_shard(settings: ShardSettings) -> int:
     shutdown = Shutdown()
     if settings.exit_with_parent:
         end_with_parent(shutdown)
-    servicer = ShardServicer(instance_id=uuid.uuid4().hex)
+    async with trace_process(settings, default_name="headrace-shard") as tracing:
+        return await _serve(settings, ShardServicer(instance_id=uuid.uuid4().hex, tracing=tracing), shutdown)
+
+
+async def _serve(settings: ShardSettings, servicer: ShardServicer, shutdown: Shutdown) -> int:
     server = GrpcServer(
         ServerLimits(message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES),
         allows_remote_plaintext=settings.insecure,
@@ -72,10 +77,10 @@ async def run_shard(settings: ShardSettings) -> int:
     )
     sources = (lambda: read_shard(servicer.meter, servicer.engine), partial(read_calls, server.call_meter))
     async with serve_metrics(settings.metrics_listen_address, (*SHARD_METRICS, *CALL_METRICS), sources):
-        return await _serve(settings, servicer, server, shutdown)
+        return await _run(settings, servicer, server, shutdown)
 
 
-async def _serve(settings: ShardSettings, servicer: ShardServicer, server: GrpcServer, shutdown: Shutdown) -> int:
+async def _run(settings: ShardSettings, servicer: ShardServicer, server: GrpcServer, shutdown: Shutdown) -> int:
     [address] = await server.start([settings.listen_address])
     # Not a context manager: an engine that is still loading must not hold up the end of the process.
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc.aio import ServicerContext
 
@@ -22,6 +22,10 @@ from headrace.services.log import Event, logger
 from headrace.services.telemetry.shard_metrics import StepMeter
 from headrace.shard.worker import Worker
 
+if TYPE_CHECKING:  # imports of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.sequence_spans import SequenceSpans
+    from headrace.services.telemetry.spans import Tracing
+
 _Steps = asyncio.Queue[asyncio.Future[StepResult] | None]
 """Answers in the order of the plans; None once no plan will follow."""
 
@@ -29,8 +33,9 @@ _Steps = asyncio.Queue[asyncio.Future[StepResult] | None]
 class ShardServicer(ShardServiceServicer):
     """Starts in the state STARTING; `serve` or `fail` ends it."""
 
-    def __init__(self, *, instance_id: str) -> None:
+    def __init__(self, *, instance_id: str, tracing: "Tracing | None" = None) -> None:
         self._instance_id = instance_id
+        self._tracing = tracing
         self._state = pb.SHARD_STATE_STARTING
         self._detail = "starting"
         self.meter = StepMeter()
@@ -104,14 +109,17 @@ class ShardServicer(ShardServiceServicer):
         call = current_call()
         self._take_over(call)
         steps: _Steps = asyncio.Queue(maxsize=worker.description.steps_in_flight)
+        spans = None if self._tracing is None else _sequence_spans(self._tracing)
         try:
             await asyncio.wrap_future(worker.reset())
             await context.send_initial_metadata(())
-            reader = asyncio.create_task(self._read(request_iterator, worker, call, steps))
+            reader = asyncio.create_task(self._read(request_iterator, worker, call, steps, spans))
             try:
                 while (step := await steps.get()) is not None:
                     result = await _accepted(step)
                     self.meter.add(result.timings)
+                    if spans is not None:
+                        spans.note_result(result)
                     yield result_to_proto(result)
             finally:
                 reader.cancel()
@@ -119,6 +127,8 @@ class ShardServicer(ShardServiceServicer):
             if self._holder is call:
                 self._holder = None
                 worker.reset()
+            if spans is not None:
+                spans.close()
             logger().info(Event.STEP_STREAM_ENDED)
 
     def _ready_worker(self) -> Worker:
@@ -134,19 +144,35 @@ class ShardServicer(ShardServiceServicer):
         self.meter.stream_count += 1
         logger().info(Event.STEP_STREAM_OPENED)
 
-    async def _read(self, requests: AsyncIterable[pb.StepRequest], worker: Worker, call: Call, steps: _Steps) -> None:
+    async def _read(
+        self,
+        requests: AsyncIterable[pb.StepRequest],
+        worker: Worker,
+        call: Call,
+        steps: _Steps,
+        spans: "SequenceSpans | None",
+    ) -> None:
         async for request in requests:
             # Checked with no await before the submission: a stream that was taken
             # over must not slip a plan into its successor's batch.
             if self._holder is not call:
                 return
-            await steps.put(_submit(worker, request))
+            await steps.put(_submit(worker, request, spans))
         await steps.put(None)
 
 
-def _submit(worker: Worker, request: pb.StepRequest) -> asyncio.Future[StepResult]:
+def _sequence_spans(tracing: "Tracing") -> "SequenceSpans":
+    from headrace.services.telemetry.sequence_spans import SequenceSpans  # noqa: PLC0415  # see above
+
+    return SequenceSpans(tracing)
+
+
+def _submit(worker: Worker, request: pb.StepRequest, spans: "SequenceSpans | None") -> asyncio.Future[StepResult]:
     try:
-        step = asyncio.wrap_future(worker.submit(plan_from_proto(request)))
+        plan = plan_from_proto(request)
+        step = asyncio.wrap_future(worker.submit(plan))
+        if spans is not None:
+            spans.note_plan(plan)
     except ValueError as error:
         step = asyncio.get_running_loop().create_future()
         step.set_exception(PlanRejected(str(error)))

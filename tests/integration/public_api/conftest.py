@@ -80,9 +80,9 @@ def served_model(example_model: Path) -> ServedModel:
 
 
 @asynccontextmanager
-async def run_shard(address: str, engine: FakeOptions) -> AsyncIterator[str]:
+async def run_shard(address: str, engine: FakeOptions, tracing: Any = None) -> AsyncIterator[str]:
     worker = Worker(FakeEngine(engine))
-    servicer = ShardServicer(instance_id="test")
+    servicer = ShardServicer(instance_id="test", tracing=tracing)
     server = GrpcServer(ServerLimits())
     server.add(
         shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
@@ -112,6 +112,8 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
         message_size_limit_bytes: int = 4 * 2**20,
         propagation_s: float = 0.0,
         channel_options: tuple[tuple[str, Any], ...] = (),
+        tracing: Any = None,
+        shard_tracing: Any = None,
     ) -> AsyncIterator[Deployment]:
         options = RouterOptions(
             scheduling=SchedulingOptions(
@@ -128,10 +130,9 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
             stall_timeout_s=stall_timeout_s,
         )
         async with AsyncExitStack() as stack:
-            shards = [
-                (await stack.enter_async_context(run_shard(f"unix:{tmp_path}/s{n}", engine or FakeOptions())),)
-                for n in range(shard_count)
-            ]
+            paths = [f"unix:{tmp_path}/s{n}" for n in range(shard_count)]
+            running = [run_shard(path, engine or FakeOptions(), shard_tracing) for path in paths]
+            shards = [(await stack.enter_async_context(shard),) for shard in running]
             app = RouterApp(
                 model=served_model,
                 options=options,
@@ -139,6 +140,7 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
                 executor=stack.enter_context(ThreadPoolExecutor(2)),
                 clock=MonotonicClock(),
                 report=report,
+                tracing=tracing,
             )
             (address,) = await app.start([parse_address("127.0.0.1:0")])
             runner = asyncio.ensure_future(app.run(shards))

@@ -4,6 +4,7 @@ from contextlib import suppress
 import pytest
 
 from headrace.contract.errors import QueueFull
+from headrace.contract.generation import GenerationRequest
 from headrace.router.request_meter import RequestKind, RequestMeter
 from headrace.router.tenant import OTHER_TENANTS, TENANT_LIMIT, TenantNames
 
@@ -20,7 +21,10 @@ class Clock:
 def outcome_of(error: BaseException | None, *, deadline_s: float | None = None) -> str:
     clock = Clock()
     meter = RequestMeter(clock)
-    with suppress(BaseException), meter.open(RequestKind.GENERATE, "", deadline_s):
+    with (
+        suppress(BaseException),
+        meter.open(RequestKind.GENERATE, GenerationRequest(prompt=None, deadline_s=deadline_s)),
+    ):
         clock.now_s = 2.0
         if error is not None:
             raise error

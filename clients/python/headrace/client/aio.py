@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 import grpc.aio
@@ -34,6 +34,9 @@ from headrace.client.options import (
 from headrace.client.requests import PoolingLike, Prompt
 from headrace.client.results import Embeddings, Generation, Tokenization
 
+if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
+    from opentelemetry.trace import TracerProvider
+
 
 class AsyncClient:
     """A connection to headrace servers, for one event loop.
@@ -62,6 +65,7 @@ class AsyncClient:
         round_robin: bool | None = None,
         message_size_limit_bytes: int = DEFAULT_MESSAGE_SIZE_LIMIT_BYTES,
         channel_options: Sequence[ChannelOption] = (),
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Describes the connection; nothing is sent yet.
 
@@ -77,6 +81,7 @@ class AsyncClient:
                 to examine one that is not, make a client for it alone.
             message_size_limit_bytes: largest message sent or received.
             channel_options: further arguments of gRPC's core; they win over the client's own.
+            tracer_provider: makes a span for each call and has the server go on with its trace; None traces nothing.
 
         Raises:
             ValueError: several addresses are given that gRPC cannot take together.
@@ -90,6 +95,7 @@ class AsyncClient:
             round_robin=round_robin,
             message_size_limit_bytes=message_size_limit_bytes,
             channel_options=channel_options,
+            tracer_provider=tracer_provider,
         )
         self._channel = AsyncChannel(connection)
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import weakref
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
 from headrace.client.calls import Call, ResponseT, ResultT, serialize
-from headrace.client.channel import Connection
+from headrace.client.channel import CallArguments, Connection
 from headrace.client.errors import error_from_rpc
 from headrace.client.options import CallOptions
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
+    from headrace.client.tracing import ClientSpan
 
 
 class AsyncChannel:
@@ -23,6 +27,8 @@ class AsyncChannel:
         self._is_closed = False
         # gRPC finds the calls to end by looking through the stacks of all tasks, and not every version finds them.
         self._calls: weakref.WeakSet[grpc.aio.Call] = weakref.WeakSet()
+        self._endings: set[asyncio.Future[None]] = set()
+        """Spans of streams that are over, on their way to their end."""
 
     @property
     def target(self) -> str:
@@ -36,7 +42,15 @@ class AsyncChannel:
             HeadraceError: the call failed.
             RuntimeError: the channel is closed, or was closed during the call.
         """
-        arguments = self._connection.call_arguments(options, call.request_id)
+        span = self._connection.begin_span(call.path, call.request)
+        if span is None:
+            return call.read(await self._ask(call, self._connection.call_arguments(options, call.request_id)))
+        with span:
+            response = await self._ask(call, self._connection.call_arguments(options, call.request_id, span))
+            span.note_answer(response)
+            return call.read(response)
+
+    async def _ask(self, call: Call[ResponseT, ResultT], arguments: CallArguments) -> ResponseT:
         method = self._open().unary_unary(call.path, serialize, call.response_type.FromString)
         under_way = method(
             call.request,
@@ -46,7 +60,7 @@ class AsyncChannel:
         )
         self._calls.add(under_way)
         try:
-            return call.read(await under_way)
+            return await under_way
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self.target) from error
         except asyncio.CancelledError as error:
@@ -62,7 +76,8 @@ class AsyncChannel:
         Raises:
             RuntimeError: the channel is closed.
         """
-        arguments = self._connection.call_arguments(options, call.request_id)
+        span = self._connection.begin_span(call.path, call.request)
+        arguments = self._connection.call_arguments(options, call.request_id, span)
         method = self._open().unary_stream(call.path, serialize, call.response_type.FromString)
         under_way = method(
             call.request,
@@ -71,6 +86,8 @@ class AsyncChannel:
             wait_for_ready=arguments.wait_for_ready,
         )
         self._calls.add(under_way)
+        if span is not None:
+            under_way.add_done_callback(lambda _: self._end_span(span, under_way))
         return under_way
 
     async def close(self) -> None:
@@ -78,9 +95,18 @@ class AsyncChannel:
         self._is_closed = True
         for call in list(self._calls):
             call.cancel()
+        await asyncio.gather(*self._endings)
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+
+    def _end_span(self, span: "ClientSpan", call: grpc.aio.Call) -> None:
+        async def end() -> None:
+            span.end_stream(await call.code())
+
+        ending = asyncio.ensure_future(end())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     def _open(self) -> grpc.aio.Channel:
         if self._is_closed:

@@ -4,12 +4,18 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
+from google.protobuf.message import Message
 
 from headrace.client.options import CallOptions
 from headrace.client.service_config import ROUND_ROBIN_SERVICE_CONFIG_JSON, SERVICE_CONFIG_JSON
+
+if TYPE_CHECKING:  # imports of OpenTelemetry, which only some callers have
+    from opentelemetry.trace import TracerProvider
+
+    from headrace.client.tracing import ClientSpan, ClientTracer
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_DEADLINE_S = 120.0
@@ -43,6 +49,8 @@ class Connection:
     deadline_s: float | None
     wait_for_ready: bool
     metadata: tuple[tuple[str, str], ...]
+    tracer: "ClientTracer | None" = None
+    """Traces the calls, if the caller gave the client what to trace them with."""
 
     @classmethod
     def to(
@@ -56,6 +64,7 @@ class Connection:
         round_robin: bool | None,
         message_size_limit_bytes: int,
         channel_options: Sequence[ChannelOption],
+        tracer_provider: "TracerProvider | None" = None,
     ) -> Self:
         """Returns the connection that the keywords of a client describe.
 
@@ -64,24 +73,37 @@ class Connection:
         """
         addresses = (target,) if isinstance(target, str) else tuple(target)
         is_balanced = len(addresses) > 1 if round_robin is None else round_robin
+        joined = _join(addresses)
         return cls(
-            target=_join(addresses),
+            target=joined,
             channel_options=(*_own_options(message_size_limit_bytes, is_balanced=is_balanced), *channel_options),
             credentials=credentials,
             deadline_s=deadline_s,
             wait_for_ready=wait_for_ready,
             metadata=_headers(metadata),
+            tracer=None if tracer_provider is None else _tracer(tracer_provider, joined),
         )
 
-    def call_arguments(self, options: CallOptions, request_id: str) -> CallArguments:
+    def begin_span(self, path: str, request: Message) -> "ClientSpan | None":
+        """Returns the span of a call; None if calls are not traced."""
+        return None if self.tracer is None else self.tracer.begin(path, request)
+
+    def call_arguments(self, options: CallOptions, request_id: str, span: "ClientSpan | None" = None) -> CallArguments:
         """Returns what a call with these options hands to gRPC."""
+        traced = () if span is None else span.headers
         # The server logs each call, of whatever outcome, under this header. It judges an id that cannot be one.
         named = (("x-request-id", request_id),) if _HEADER_VALUE.fullmatch(request_id) else ()
         return CallArguments(
             timeout_s=options.get("deadline_s", self.deadline_s),
-            metadata=(*named, *self.metadata, *_headers(options.get("metadata"))),
+            metadata=(*named, *self.metadata, *_headers(options.get("metadata")), *traced),
             wait_for_ready=options.get("wait_for_ready", self.wait_for_ready),
         )
+
+
+def _tracer(provider: "TracerProvider", target: str) -> "ClientTracer":
+    from headrace.client.tracing import ClientTracer  # noqa: PLC0415  # see above
+
+    return ClientTracer(provider, target)
 
 
 def _own_options(message_size_limit_bytes: int, *, is_balanced: bool) -> tuple[ChannelOption, ...]:

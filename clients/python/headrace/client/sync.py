@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
@@ -31,6 +31,9 @@ from headrace.client.requests import PoolingLike, Prompt
 from headrace.client.results import Embeddings, Generation, Tokenization
 from headrace.client.sync_channel import SyncChannel
 from headrace.client.sync_stream import GenerationStream
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
+    from opentelemetry.trace import TracerProvider
 
 
 class Client:
@@ -64,6 +67,7 @@ class Client:
         round_robin: bool | None = None,
         message_size_limit_bytes: int = DEFAULT_MESSAGE_SIZE_LIMIT_BYTES,
         channel_options: Sequence[ChannelOption] = (),
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Describes the connection; nothing is sent yet.
 
@@ -79,6 +83,7 @@ class Client:
                 to examine one that is not, make a client for it alone.
             message_size_limit_bytes: largest message sent or received.
             channel_options: further arguments of gRPC's core; they win over the client's own.
+            tracer_provider: makes a span for each call and has the server go on with its trace; None traces nothing.
 
         Raises:
             ValueError: several addresses are given that gRPC cannot take together.
@@ -92,6 +97,7 @@ class Client:
             round_robin=round_robin,
             message_size_limit_bytes=message_size_limit_bytes,
             channel_options=channel_options,
+            tracer_provider=tracer_provider,
         )
         self._channel = SyncChannel(connection)
 

@@ -3,7 +3,7 @@
 import grpc
 
 from headrace.client.calls import Call, ResponseT, ResultT, serialize
-from headrace.client.channel import Connection
+from headrace.client.channel import CallArguments, Connection
 from headrace.client.errors import error_from_rpc
 from headrace.client.options import CallOptions
 from headrace.client.sync_stream import StreamingCall
@@ -29,10 +29,18 @@ class SyncChannel:
             HeadraceError: the call failed.
             RuntimeError: the channel is closed.
         """
-        arguments = self._connection.call_arguments(options, call.request_id)
+        span = self._connection.begin_span(call.path, call.request)
+        if span is None:
+            return call.read(self._ask(call, self._connection.call_arguments(options, call.request_id)))
+        with span:
+            response = self._ask(call, self._connection.call_arguments(options, call.request_id, span))
+            span.note_answer(response)
+            return call.read(response)
+
+    def _ask(self, call: Call[ResponseT, ResultT], arguments: CallArguments) -> ResponseT:
         method = self._get().unary_unary(call.path, serialize, call.response_type.FromString)
         try:
-            response = method(
+            return method(
                 call.request,
                 timeout=arguments.timeout_s,
                 metadata=arguments.metadata,
@@ -40,7 +48,6 @@ class SyncChannel:
             )
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from error
-        return call.read(response)
 
     def responses(self, call: Call[ResponseT, ResultT], options: CallOptions) -> StreamingCall[ResponseT]:
         """Makes a call and returns its stream.
@@ -48,14 +55,19 @@ class SyncChannel:
         Raises:
             RuntimeError: the channel is closed.
         """
-        arguments = self._connection.call_arguments(options, call.request_id)
+        span = self._connection.begin_span(call.path, call.request)
+        arguments = self._connection.call_arguments(options, call.request_id, span)
         method = self._get().unary_stream(call.path, serialize, call.response_type.FromString)
-        return method(
+        under_way = method(
             call.request,
             timeout=arguments.timeout_s,
             metadata=arguments.metadata,
             wait_for_ready=arguments.wait_for_ready,
         )
+        if span is not None:
+            # The stubs leave this out.
+            under_way.add_done_callback(lambda ended: span.end_stream(ended.code()))  # type: ignore[attr-defined]
+        return under_way
 
     def close(self) -> None:
         """Ends every call and closes the connections. Safe to repeat."""

@@ -26,6 +26,8 @@ class EmbeddingRequest:
     cache_salt: str = ""
     deadline_s: float | None = None
     """Moment on the process's clock when the caller stops waiting; None never."""
+    trace_parent: str = ""
+    """W3C's name of the span that this belongs to; empty where nobody traces it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,8 @@ class GenerationRequest:
     """Whether tokens may be drafted; None means wherever the engine does."""
     deadline_s: float | None = None
     """Moment on the process's clock when the caller stops waiting; None never."""
+    trace_parent: str = ""
+    """W3C's name of the span that this belongs to; empty where nobody traces it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,8 @@ class ValidRequest:
     """Asks for a vector made of the prompt's hidden states, and for no token."""
     may_draft: bool = True
     """Whether its tokens may be drafted, where the engine does that."""
+    trace_parent: str = ""
+    """As asked."""
 
     @property
     def prompt_token_count(self) -> int:

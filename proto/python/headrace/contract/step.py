@@ -53,6 +53,8 @@ class AdmittedSequence:
     """Pools the hidden states of the prompt in place of drawing tokens."""
     may_draft: bool = False
     """Whether it may draw several tokens in a step."""
+    trace_parent: str = ""
+    """W3C's name of the span that this belongs to; empty where nobody traces it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

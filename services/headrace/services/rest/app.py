@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +22,9 @@ from headrace.services.rest.http_request import ClientGone
 from headrace.services.rest.sidecar import Exchange, Sidecar
 from headrace.services.telemetry.http_metrics import UNKNOWN_PATH, HttpMeter
 
+if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.spans import Tracing
+
 Answer = Callable[[Request], Awaitable[Response]]
 
 _HUNG_UP = 499
@@ -32,6 +36,8 @@ _QUIET_PATHS = {"/health", "/ping"}
 def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
     """Returns the application."""
     middleware = [Middleware(RequestLog, meter=sidecar.meter)]
+    if sidecar.tracing is not None:
+        middleware.append(_tracing_middleware(sidecar.tracing))
     if cors_origins:
         middleware.append(
             Middleware(
@@ -93,6 +99,12 @@ def _routes(sidecar: Sidecar) -> Iterator[Route]:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = _guarded(endpoint, sidecar)
     for path, by_method in by_path.items():
         yield Route(path, _by_method(by_method), methods=[*by_method])
+
+
+def _tracing_middleware(tracing: "Tracing") -> Middleware:
+    from headrace.services.telemetry.http_spans import HttpSpans  # noqa: PLC0415  # see above
+
+    return Middleware(HttpSpans, tracing=tracing)
 
 
 def _by_method(by_method: Mapping[str, Answer]) -> Answer:

@@ -45,7 +45,8 @@ def context_of(request: Request, deadline_s: float) -> CallContext:
         request_id=uuid.uuid4().hex if is_own_id else given,
         is_own_id=is_own_id,
         deadline_s=min(deadline_s, _timeout_s(request.headers)),
-        metadata=_metadata(request.headers),
+        # The sidecar's own span, where it has one, stands between the caller's and the router's.
+        metadata=_metadata(request.headers) | request.scope.get("trace_context", {}),
     )
 
 

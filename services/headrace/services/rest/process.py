@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -24,6 +25,10 @@ from headrace.services.settings_loader import load_settings
 from headrace.services.shutdown import Shutdown
 from headrace.services.telemetry.endpoint import serve_metrics
 from headrace.services.telemetry.http_metrics import HTTP_METRICS, read_http
+from headrace.services.telemetry.tracing import trace_process
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.spans import Tracing
 
 _MESSAGE_ROOM_BYTES = 2**20
 """What a gRPC message may be larger than the body that it was made of."""
@@ -58,6 +63,11 @@ async def run_sidecar(settings: RestSettings) -> int:
     Raises:
         StartupError: the address is taken, not of this machine, or open to others without encryption.
     """
+    async with trace_process(settings, default_name="headrace-rest") as tracing:
+        return await _run(settings, tracing)
+
+
+async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:
     shutdown = Shutdown()
     if settings.exit_with_parent:
         end_with_parent(shutdown)
@@ -72,6 +82,7 @@ async def run_sidecar(settings: RestSettings) -> int:
         started_at_s=int(time.time()),
         is_ending=shutdown.requested,
         default_pooling=settings.embedding_pooling,
+        tracing=tracing,
     )
     async with serve_metrics(settings.metrics_listen_address, HTTP_METRICS, [partial(read_http, sidecar.meter)]):
         return await _serve(settings, sidecar, shutdown)

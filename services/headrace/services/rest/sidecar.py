@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -18,6 +19,9 @@ from headrace.services.rest.http_request import (
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.router_link import CallContext, RouterLink
 from headrace.services.telemetry.http_metrics import HttpMeter
+
+if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
+    from headrace.services.telemetry.spans import Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,8 @@ class Sidecar:
     """How hidden states become a vector where a request does not say it; None refuses such requests."""
     meter: HttpMeter = field(default_factory=HttpMeter)
     """Counts the requests."""
+    tracing: "Tracing | None" = None
+    """Traces them, where somebody asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,12 @@ class RestDeployment:
 
 
 @asynccontextmanager
-async def run_sidecar(address: str) -> AsyncIterator[tuple[Sidecar, str]]:
+async def run_sidecar(address: str, tracing: Any = None) -> AsyncIterator[tuple[Sidecar, str]]:
     link = RouterLink([address], message_size_limit_bytes=4 * 2**20)
     limits = Limits(body_size_bytes=BODY_LIMIT_BYTES, deadline_s=30.0, client_batch_count=8)
-    sidecar = Sidecar(link=link, limits=limits, started_at_s=int(time.time()), is_ending=asyncio.Event())
+    sidecar = Sidecar(
+        link=link, limits=limits, started_at_s=int(time.time()), is_ending=asyncio.Event(), tracing=tracing
+    )
     listener, bound = listen(parse_address("127.0.0.1:0"), allows_remote_plaintext=False)
     server = make_server(sidecar, RestSettings())
     serving = asyncio.ensure_future(server.serve([listener]))
@@ -60,8 +62,8 @@ def deploy_rest(deploy: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a context manager that runs a router, its shards and a sidecar."""
 
     @asynccontextmanager
-    async def run(**options: Any) -> AsyncIterator[RestDeployment]:
-        async with deploy(**options) as router, run_sidecar(router.address) as (sidecar, base_url):
+    async def run(*, rest_tracing: Any = None, **options: Any) -> AsyncIterator[RestDeployment]:
+        async with deploy(**options) as router, run_sidecar(router.address, rest_tracing) as (sidecar, base_url):
             async with httpx2.AsyncClient(base_url=base_url, timeout=30) as http:
                 yield RestDeployment(router, sidecar, http, base_url)
 

@@ -379,6 +379,7 @@ class AdmittedSequence(google.protobuf.message.Message):
     IMAGES_FIELD_NUMBER: builtins.int
     POOLING_FIELD_NUMBER: builtins.int
     MAY_DRAFT_FIELD_NUMBER: builtins.int
+    TRACE_PARENT_FIELD_NUMBER: builtins.int
     sequence_id: builtins.int
     """Chosen by the router, unique among the rows."""
     prompt_token_count: builtins.int
@@ -394,6 +395,10 @@ class AdmittedSequence(google.protobuf.message.Message):
     """Adapter to apply; empty is the base model."""
     may_draft: builtins.bool
     """Whether it may draw several tokens in a step."""
+    trace_parent: builtins.str
+    """The span that the sequence belongs to, as in W3C's header `traceparent`;
+    empty where nobody traces it.
+    """
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All tokens so far: the prompt and, after a preemption or a replay, what was
@@ -442,9 +447,10 @@ class AdmittedSequence(google.protobuf.message.Message):
         images: collections.abc.Iterable[builtins.bytes] | None = ...,
         pooling: Global___PoolingOptions | None = ...,
         may_draft: builtins.bool = ...,
+        trace_parent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["logprobs", b"logprobs", "pooling", b"pooling", "sampling", b"sampling", "stopping", b"stopping"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "grammar", b"grammar", "images", b"images", "logprobs", b"logprobs", "may_draft", b"may_draft", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "block_ids", b"block_ids", "computed_token_count", b"computed_token_count", "grammar", b"grammar", "images", b"images", "logprobs", b"logprobs", "may_draft", b"may_draft", "pooling", b"pooling", "prompt_token_count", b"prompt_token_count", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping", "token_ids", b"token_ids", "trace_parent", b"trace_parent"]) -> None: ...
 
 Global___AdmittedSequence: typing_extensions.TypeAlias = AdmittedSequence
 
