@@ -87,7 +87,7 @@ RECIPES = (
 )  # fmt: skip
 """llama.cpp's int8 is Q8_0: eight bits with a scale for each 32 weights."""
 
-OUR_OPTIONS = {"bf16": (), "int8": ("--engine-option=weight_format=int8",)}
+OUR_OPTIONS = {"bf16": ("--engine-option=weight_format=plain",), "int8": ("--engine-option=weight_format=int8",)}
 
 
 def known_keys(weights: Collection[str]) -> list[str]:

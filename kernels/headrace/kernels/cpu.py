@@ -16,7 +16,7 @@ from headrace.kernels.instruction_sets import InstructionSet, supported
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.panel_linear import PanelLinear
-from headrace.kernels.quantization import WeightFormat, quantize
+from headrace.kernels.quantization import BlockWeight, WeightFormat, quantize
 from headrace.kernels.token_logprobs import TokenLogprobs
 
 
@@ -77,6 +77,7 @@ class CpuKernels:
         self._rotary_and_write_kv = operators.rotary_and_write_kv.default
         self._paged_attention = operators.paged_attention.default
         self._pack_weight = operators.pack_weight.default
+        self._pack_blocks = operators.pack_blocks.default
         self._linear = operators.linear.default
         self._decoder = operators.decoder.default
         self._sample = operators.sample.default
@@ -152,13 +153,35 @@ class CpuKernels:
         """Returns the layer over a copy of the weight in panels that hold gates beside what they gate."""
         return self._pack(weight, bias, is_gated=True)
 
+    def pack_blocks(
+        self, weight: BlockWeight, bias: torch.Tensor | None = None, *, dtype: torch.dtype, is_gated: bool = False
+    ) -> PackedLinear:
+        """Returns the layer over panels of blocks, which each thread expands just before it multiplies by them."""
+        del dtype  # The input has it.
+        panels = self._pack_blocks(weight.values, weight.scales, weight.minima, is_gated)
+        return PanelLinear(
+            self._linear,
+            panels=panels,
+            scales=None,
+            bias=bias,
+            weight_shape=weight.shape,
+            is_gated=is_gated,
+            packing="eight-bit blocks" if weight.minima is None else "four-bit blocks",
+        )
+
     def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, is_gated: bool) -> PackedLinear:
         scales = None
         if self._weight_format is WeightFormat.INT8:
             weight, scales = quantize(weight)
         panels = self._pack_weight(weight, is_gated)
         return PanelLinear(
-            self._linear, panels=panels, scales=scales, bias=bias, weight_shape=weight.shape, is_gated=is_gated
+            self._linear,
+            panels=panels,
+            scales=scales,
+            bias=bias,
+            weight_shape=weight.shape,
+            is_gated=is_gated,
+            packing=str(panels.dtype),
         )
 
     def build_decoder(self, parts: DecoderParts) -> Decoder:

@@ -16,13 +16,7 @@ class CpuDecoder:
 
     def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts) -> None:
         layers = parts.layers
-        linears = [
-            linear
-            for layer in layers
-            for linear in (layer.query_key_value, layer.attention_output, layer.gated, layer.down)
-        ]
-        panels = [linear for linear in linears if isinstance(linear, PanelLinear)]
-        assert len(panels) == len(linears)
+        panels = _linears(parts)
         norms = [norm for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
         no_bias = parts.final_norm.new_empty(0)
         has_bias = any(linear.bias is not None for linear in panels)
@@ -39,7 +33,12 @@ class CpuDecoder:
 
     @staticmethod
     def fits(parts: DecoderParts) -> bool:
-        """Whether the operator takes layers of these widths: all that a product reads must be whole panels deep."""
+        """Whether the operator takes these layers.
+
+        All that a product reads must be whole panels deep, and all weights packed alike.
+        """
+        if len({linear.packing for linear in _linears(parts)}) > 1:
+            return False
         first = parts.layers[0]
         widths = (linear.in_feature_count for linear in (first.query_key_value, first.attention_output, first.down))
         return all(width % _WIDTH_MULTIPLE == 0 for width in widths)
@@ -80,3 +79,15 @@ class CpuDecoder:
             output_indices,
             *self._sizes,
         )
+
+
+def _linears(parts: DecoderParts) -> list[PanelLinear]:
+    """Returns the linear layers in the order in which the operator takes their weights."""
+    linears = [
+        linear
+        for layer in parts.layers
+        for linear in (layer.query_key_value, layer.attention_output, layer.gated, layer.down)
+    ]
+    panels = [linear for linear in linears if isinstance(linear, PanelLinear)]
+    assert len(panels) == len(linears)
+    return panels

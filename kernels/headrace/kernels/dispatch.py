@@ -12,7 +12,7 @@ from headrace.kernels.decoder import Decoder, DecoderParts
 from headrace.kernels.gpu.loader import is_triton_installed, load_triton_kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
-from headrace.kernels.quantization import WeightFormat
+from headrace.kernels.quantization import BlockWeight, WeightFormat
 from headrace.kernels.reference import ReferenceKernels
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -173,6 +173,19 @@ class Kernels(Protocol):
         """
         ...
 
+    def pack_blocks(
+        self, weight: BlockWeight, bias: torch.Tensor | None = None, *, dtype: torch.dtype, is_gated: bool = False
+    ) -> PackedLinear:
+        """Returns what `pack_linear`, or `pack_gated_linear`, would return for the expanded weight, to the last bit.
+
+        Args:
+            weight: [out_feature, in_feature]; may stay in its blocks.
+            bias: [out_feature].
+            dtype: Of the weight once it is expanded, which is that of the input.
+            is_gated: Whether the first half of the rows are gates.
+        """
+        ...
+
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns the layers in the form that runs fastest here, over weights that this version has packed."""
         ...
@@ -252,7 +265,7 @@ def select(
     if preference == ReferenceKernels.name or (preference == "auto" and device.type != "cpu"):
         return ReferenceKernels(weight_format)
     if preference == "triton":
-        if weight_format is not WeightFormat.PLAIN:
+        if weight_format is WeightFormat.INT8:
             raise KernelsUnavailable(f"the triton kernels keep no weights as {weight_format}")
         return _select_triton(device)
     if device.type != "cpu":

@@ -17,6 +17,7 @@ class PanelLinear:
         bias: torch.Tensor | None,
         weight_shape: torch.Size,
         is_gated: bool,
+        packing: str,
     ) -> None:
         self._operator = operator
         self.panels = panels
@@ -25,6 +26,8 @@ class PanelLinear:
         """[row of the weight] float32, or None."""
         self.bias = bias
         """[row of the weight], or None."""
+        self.packing = packing
+        """The same for weights that are packed alike."""
         self._row_count, self._in_feature_count = weight_shape
         self._is_gated = is_gated
 

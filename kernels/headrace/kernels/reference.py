@@ -9,7 +9,7 @@ from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
-from headrace.kernels.quantization import WeightFormat, dequantize, quantize
+from headrace.kernels.quantization import BlockWeight, WeightFormat, dequantize, expand, quantize
 from headrace.kernels.reference_attention import GroupedAttentionBatch
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -86,6 +86,12 @@ class ReferenceKernels:
         """Returns the layer over the weight, rounded as the format asks, and its gating."""
         return PlainGatedLinear(self._rounded(weight), bias)
 
+    def pack_blocks(
+        self, weight: BlockWeight, bias: torch.Tensor | None = None, *, dtype: torch.dtype, is_gated: bool = False
+    ) -> PackedLinear:
+        """Returns the layer over the expanded weight."""
+        return (PlainGatedLinear if is_gated else PlainLinear)(expand(weight, dtype), bias)
+
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run operator by operator."""
         return ComposedDecoder(parts, self)
@@ -115,7 +121,7 @@ class ReferenceKernels:
         return reference_sampling.logprobs(logits, token_ids, top_count)
 
     def _rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        if self._weight_format is WeightFormat.PLAIN:
+        if self._weight_format is not WeightFormat.INT8:
             return weight
         return dequantize(quantize(weight), weight.dtype)
 

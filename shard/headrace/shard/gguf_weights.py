@@ -8,6 +8,8 @@ import gguf
 import torch
 
 from headrace.contract.errors import StartupError
+from headrace.kernels.quantization import BlockWeight
+from headrace.shard.gguf_blocks import unpack
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.rotary import DivisorScaling, LinearScaling, RotaryScaling
 
@@ -65,6 +67,16 @@ class GgufSource:
         if self._prefix == _INTERLEAVED_ARCHITECTURE and ".k_proj." in name:
             return _regroup_heads(tensor, self._config.kv_head_count)
         return tensor
+
+    def read_blocks(self, name: str) -> BlockWeight | None:
+        """Returns a weight in its blocks, for the types of blocks that need no arithmetic to be understood."""
+        tensor = self._tensors[self._names[name]]
+        weight = unpack(tensor.data, tensor.tensor_type)
+        if weight is None or self._prefix != _INTERLEAVED_ARCHITECTURE:
+            return weight
+        if ".q_proj." in name:
+            return _regroup_blocks(weight, self._config.head_count)
+        return _regroup_blocks(weight, self._config.kv_head_count) if ".k_proj." in name else weight
 
     def _dequantize(self, stored_name: str) -> torch.Tensor:
         tensor = self._tensors[stored_name]
@@ -174,3 +186,12 @@ def _regroup_heads(tensor: torch.Tensor, head_count: int) -> torch.Tensor:
     """
     pairs = tensor.view(head_count, -1, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def _regroup_blocks(weight: BlockWeight, head_count: int) -> BlockWeight:
+    """Does the same for a weight in blocks."""
+    return BlockWeight(
+        values=_regroup_heads(weight.values, head_count),
+        scales=_regroup_heads(weight.scales, head_count),
+        minima=None if weight.minima is None else _regroup_heads(weight.minima, head_count),
+    )

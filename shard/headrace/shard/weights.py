@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from headrace.contract.errors import StartupError
+from headrace.kernels.quantization import BlockWeight, stack
 from headrace.shard.models.config import ModelConfig, parse_config
 
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -32,17 +33,38 @@ class WeightSource(Protocol):
         """Returns a tensor, on the CPU, in whatever floating-point type it is stored or dequantized to."""
         ...
 
+    def read_blocks(self, name: str) -> BlockWeight | None:
+        """Returns a weight of a linear layer in the blocks in which it is stored; None if it is stored otherwise."""
+        ...
+
 
 class WeightReader:
     """Hands a source's tensors to a model, keeps account of them and tells how far it is."""
 
     def __init__(
-        self, source: WeightSource, *, dtype: torch.dtype, device: torch.device, progress: Callable[[str], None]
+        self,
+        source: WeightSource,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[str], None],
+        keeps_blocks: bool = False,
     ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            source: Where the tensors come from.
+            dtype: Of the tensors that are returned.
+            device: Where they are put.
+            progress: Told how far it is.
+            keeps_blocks: Whether `blocks` returns any.
+        """
         self._source = source
-        self._dtype = dtype
+        self.dtype = dtype
+        """Of the tensors that are returned."""
         self._device = device
         self._progress = progress
+        self._keeps_blocks = keeps_blocks
         self._unread = {name: size for name, size in source.sizes_bytes.items() if not name.endswith(_IGNORED_SUFFIXES)}
         self._total_bytes = sum(self._unread.values())
         self._told_percent = -1
@@ -60,7 +82,7 @@ class WeightReader:
             raise StartupError(f"the tensor {name!r} has shape {tuple(tensor.shape)}, the configuration means {shape}")
         del self._unread[name]
         self._tell()
-        return tensor.to(device=self._device, dtype=self._dtype)
+        return tensor.to(device=self._device, dtype=self.dtype)
 
     def read_stacked(self, name_format: str, heights: Mapping[str, int], *rest: int) -> torch.Tensor:
         """Returns several tensors as one, each below the one before.
@@ -71,6 +93,36 @@ class WeightReader:
             rest: The other dimensions.
         """
         return torch.cat([self.read(name_format.format(part), height, *rest) for part, height in heights.items()])
+
+    def blocks(self, name_format: str, heights: Mapping[str, int], width: int) -> BlockWeight | None:
+        """Returns several weights as one that stays in the blocks in which they are stored.
+
+        None if they are not stored alike in such blocks; then nothing counts as read.
+
+        Args:
+            name_format: As `read_stacked` takes it.
+            heights: As `read_stacked` takes them.
+            width: The second dimension.
+        """
+        if not self._keeps_blocks:
+            return None
+        weights: list[BlockWeight] = []
+        for part, height in heights.items():
+            name = name_format.format(part)
+            weight = self._source.read_blocks(name) if name in self._unread else None
+            if weight is None or weight.shape != (height, width):
+                return None
+            weights.append(weight)
+        whole = stack(weights)
+        if whole is not None:
+            for part in heights:
+                self._unread.pop(name_format.format(part))
+            self._tell()
+        return whole
+
+    def blocks_again(self, name: str) -> BlockWeight | None:
+        """Returns the same for one tensor that was read already, for a second use."""
+        return self._source.read_blocks(name) if self._keeps_blocks else None
 
     def has(self, name: str) -> bool:
         """Returns whether there is such a tensor, not yet read."""
@@ -136,6 +188,11 @@ class SafetensorsSource:
         with safe_open(self._paths[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def read_blocks(self, name: str) -> BlockWeight | None:
+        """Returns None: these files hold whole tensors."""
+        del name
+        return None
 
     def _read_header(self, path: Path) -> None:
         """Learns the tensors of a file: eight bytes say how long the JSON is that says where each one lies."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from block_weights import make_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from headrace.kernels.build import default_cache_folder
 from headrace.kernels.cpu import CpuKernels, load_cpu_kernels
 from headrace.kernels.cpu_decoder import CpuDecoder
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts
+from headrace.kernels.linear import PackedLinear
 from headrace.kernels.quantization import WeightFormat
 
 BLOCK_SIZE = 16
@@ -100,8 +102,14 @@ def run(
 
 
 def check_equal(kernels: CpuKernels, widths: Widths, rows: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    """Compares both ways for a decoder of these widths."""
+    check_equal_parts(kernels, make_parts(kernels, widths, dtype), widths, rows, dtype)
+
+
+def check_equal_parts(
+    kernels: CpuKernels, fused_parts: DecoderParts, widths: Widths, rows: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
     """Runs both ways, and compares what they return and what they leave in the cache."""
-    fused_parts = make_parts(kernels, widths, dtype)
     composed_parts = copy_caches(fused_parts)
     fused = kernels.build_decoder(fused_parts)
     assert isinstance(fused, CpuDecoder)
@@ -153,6 +161,31 @@ def test_takes_every_shape_of_decoder(cpu_kernels: CpuKernels, widths: Widths) -
 def test_takes_weights_in_eight_bits(dtype: torch.dtype) -> None:
     kernels = load_cpu_kernels(default_cache_folder(), print, weight_format=WeightFormat.INT8)
     check_equal(kernels, Widths(has_bias=True), MIXES["mixed"], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_minima", [False, True])
+def test_takes_weights_in_blocks(cpu_kernels: CpuKernels, *, has_minima: bool, dtype: torch.dtype) -> None:
+    widths = Widths(layers=2)
+    parts = make_parts(cpu_kernels, widths, dtype)
+
+    def pack(out_count: int, in_count: int, *, is_gated: bool = False) -> PackedLinear:
+        weight = make_blocks(out_count, in_count, has_minima=has_minima, seed=out_count)
+        return cpu_kernels.pack_blocks(weight, dtype=dtype, is_gated=is_gated)
+
+    blocks = [
+        replace(
+            layer,
+            query_key_value=pack(128, widths.hidden),
+            attention_output=pack(widths.hidden, 64),
+            gated=pack(2 * widths.inner, widths.hidden, is_gated=True),
+            down=pack(widths.hidden, widths.inner),
+        )
+        for layer in parts.layers
+    ]
+    check_equal_parts(cpu_kernels, replace(parts, layers=tuple(blocks)), widths, MIXES["mixed"], dtype)
+    mixed = cpu_kernels.build_decoder(replace(parts, layers=(blocks[0], parts.layers[1])))
+    assert isinstance(mixed, ComposedDecoder)
 
 
 @settings(deadline=None, max_examples=25)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from tiny_llama import save_model, tiny_llama_config
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from headrace.contract.errors import StartupError
+from headrace.kernels.quantization import expand
 from headrace.shard.gguf_weights import GgufSource
 from headrace.shard.models.rotary import DivisorScaling, LinearScaling
 
@@ -98,6 +100,27 @@ def test_llama(tmp_path: Path, llama: PreTrainedModel) -> None:
     assert (config.rotary_base, config.rotary_scaling) == (777.0, None)
     assert not config.ties_embeddings
     assert config.end_of_sequence_token_ids == (2, 5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_weights_in_blocks_have_the_same_order_of_rows(
+    tmp_path: Path, llama: PreTrainedModel, architecture: str
+) -> None:
+    width = 32 * llama.config.num_attention_heads
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        for name in ("attn_q", "attn_k", "ffn_down"):
+            values = np.random.default_rng(len(name)).normal(size=(width, 64)).astype(np.float32)
+            packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q4_1)
+            writer.add_tensor(f"blk.9.{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+
+    write(tmp_path / "m.gguf", llama, architecture, add)
+    source = GgufSource(tmp_path / "m.gguf")
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"):
+        weight = source.read_blocks(f"model.layers.9.{name}.weight")
+        assert weight is not None
+        assert torch.equal(expand(weight, torch.float32), source.read(f"model.layers.9.{name}.weight"))
+    assert source.read_blocks("model.layers.0.mlp.down_proj.weight") is None
 
 
 def test_qwen2_keeps_its_order_of_rows(tmp_path: Path) -> None:

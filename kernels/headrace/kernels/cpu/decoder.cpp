@@ -268,8 +268,12 @@ void decode(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, 
   template void decode<T, W>(const DecoderTensors<T>&, const std::vector<DecoderLayer<T, W>>&, const DecoderShape&);
 INSTANTIATE(float, float)
 INSTANTIATE(float, int8_t)
+INSTANTIATE(float, EightBitStep)
+INSTANTIATE(float, FourBitStep)
 INSTANTIATE(BFloat16, BFloat16)
 INSTANTIATE(BFloat16, int8_t)
+INSTANTIATE(BFloat16, EightBitStep)
+INSTANTIATE(BFloat16, FourBitStep)
 #undef INSTANTIATE
 
 }  // namespace headrace

@@ -38,13 +38,12 @@ std::vector<DecoderLayer<T, W>> collect_layers(at::TensorList norms, at::TensorL
                                                at::TensorList biases, at::TensorList caches,
                                                const DecoderSizes& sizes) {
   constexpr at::ScalarType kType = std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
-  constexpr at::ScalarType kWeightType = std::is_same_v<W, int8_t> ? at::kChar : kType;
   const auto layer_count = static_cast<int64_t>(caches.size()) / 2;
   for (const Tensor& norm : norms) check_column(norm, kType, sizes.hidden, "a norm");
   const auto weight = [&](int64_t layer, int64_t kind) {
     const int64_t index = layer * kLinearCount + kind;
     const LinearShape shape = sizes.linear(kind);
-    check_column(panels[index], kWeightType, packed_size(shape), "a weight");
+    check_panels<W>(panels[index], shape);
     PackedWeight<T, W> packed = {data<W>(panels[index]), nullptr, nullptr};
     if (!scales.empty()) {
       check_column(scales[index], at::kFloat, shape.out_count, "scales");
@@ -112,11 +111,10 @@ Tensor decoder(const Tensor& residual, at::TensorList norms, at::TensorList pane
                                        data<int64_t>(slot_ids),      data<int32_t>(block_tables),
                                        data<int32_t>(query_starts),  data<int32_t>(context_lengths),
                                        data<int64_t>(output_tokens), mutable_data<T>(output)};
-    if (scales.empty()) {
-      decode(tensors, collect_layers<T, T>(norms, panels, scales, biases, caches, sizes), shape);
-    } else {
-      decode(tensors, collect_layers<T, int8_t>(norms, panels, scales, biases, caches, sizes), shape);
-    }
+    with_weight_type<T>(panels[0], sizes.linear(kQueryKeyValue), [&]<typename W>() {
+      TORCH_CHECK((kStoredType<W> == at::kChar) != scales.empty(), "8-bit integers, and nothing else, have scales");
+      decode(tensors, collect_layers<T, W>(norms, panels, scales, biases, caches, sizes), shape);
+    });
   });
   return output;
 }

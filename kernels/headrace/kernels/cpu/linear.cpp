@@ -21,11 +21,14 @@ Buffer<T> pad_rows(const T* input, const LinearShape& shape, int64_t depth) {
 
 }  // namespace
 
-int64_t packed_size(const LinearShape& shape) { return panel_count(shape) * panel_size(shape); }
+template <typename W>
+int64_t packed_size(const LinearShape& shape) {
+  return panel_count(shape) * panel_size<W>(shape);
+}
 
 template <typename W>
 void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shape, W* panels) {
-  const int64_t size = panel_size(shape);
+  const int64_t size = panel_size<W>(shape);
   parallel_shares(panel_count(shape), max_thread_count(), [&](Share share) {
     for (int64_t panel = share.begin; panel < share.end; ++panel)
       for (int64_t out = 0; out < kPanelWidth; ++out) {
@@ -33,6 +36,26 @@ void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shap
         if (row == shape.out_count) continue;
         for (int64_t in = 0; in < shape.in_count; ++in)
           panels[panel * size + panel_offset<W>(in, out)] = weight[row * weight_stride + in];
+      }
+  });
+}
+
+template <typename W, typename V>
+void pack_blocks(const V* values, const uint16_t* scales, const uint16_t* minima, const LinearShape& shape, W* panels) {
+  const int64_t step_count = shape.in_count / kPanelDepth;
+  parallel_shares(panel_count(shape), max_thread_count(), [&](Share share) {
+    for (int64_t panel = share.begin; panel < share.end; ++panel)
+      for (int64_t out = 0; out < kPanelWidth; ++out) {
+        const int64_t row = weight_row(shape, panel, out);
+        if (row == shape.out_count) continue;
+        for (int64_t index = 0; index < step_count; ++index) {
+          W& step = panels[panel * step_count + index];
+          const int64_t block = row * step_count + index;
+          step.scales[out] = scales[block];
+          if constexpr (std::is_same_v<W, FourBitStep>)
+            if (minima != nullptr) step.minima[out] = minima[block];
+          for (int64_t in = 0; in < kPanelDepth; ++in) step.set(in, out, values[block * kPanelDepth + in]);
+        }
       }
   });
 }
@@ -59,12 +82,25 @@ void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape) {
   }
 }
 
+#define INSTANTIATE(W)                                 \
+  template int64_t packed_size<W>(const LinearShape&); \
+  template void linear<float, W>(const LinearTensors<float, W>&, const LinearShape&);
+#define INSTANTIATE_NARROW(W) template void linear<BFloat16, W>(const LinearTensors<BFloat16, W>&, const LinearShape&);
+INSTANTIATE(float)
+INSTANTIATE(int8_t)
+INSTANTIATE(EightBitStep)
+INSTANTIATE(FourBitStep)
+INSTANTIATE_NARROW(BFloat16)
+INSTANTIATE_NARROW(int8_t)
+INSTANTIATE_NARROW(EightBitStep)
+INSTANTIATE_NARROW(FourBitStep)
+#undef INSTANTIATE
+#undef INSTANTIATE_NARROW
+template int64_t packed_size<BFloat16>(const LinearShape&);
 template void pack_weight<float>(const float*, int64_t, const LinearShape&, float*);
 template void pack_weight<BFloat16>(const BFloat16*, int64_t, const LinearShape&, BFloat16*);
 template void pack_weight<int8_t>(const int8_t*, int64_t, const LinearShape&, int8_t*);
-template void linear<float, float>(const LinearTensors<float, float>&, const LinearShape&);
-template void linear<float, int8_t>(const LinearTensors<float, int8_t>&, const LinearShape&);
-template void linear<BFloat16, BFloat16>(const LinearTensors<BFloat16, BFloat16>&, const LinearShape&);
-template void linear<BFloat16, int8_t>(const LinearTensors<BFloat16, int8_t>&, const LinearShape&);
+template void pack_blocks(const int8_t*, const uint16_t*, const uint16_t*, const LinearShape&, EightBitStep*);
+template void pack_blocks(const uint8_t*, const uint16_t*, const uint16_t*, const LinearShape&, FourBitStep*);
 
 }  // namespace headrace

@@ -16,12 +16,18 @@ struct LinearShape {
 };
 
 // Elements of a packed weight.
+template <typename W>
 int64_t packed_size(const LinearShape& shape);
 
 // Copies weight [out, in] into `panels`, which are zeroed. When gated, panel i holds 16 gates and the 16 outputs that
 // they gate.
 template <typename W>
 void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shape, W* panels);
+
+// The same for a weight in blocks: values [out, in], scales [out, in / 32] and, if there are some, minima like them, in
+// bits of the half-precision format. `in` is a multiple of 32.
+template <typename W, typename V>
+void pack_blocks(const V* values, const uint16_t* scales, const uint16_t* minima, const LinearShape& shape, W* panels);
 
 template <typename T, typename W>
 struct LinearTensors {
@@ -35,7 +41,7 @@ struct LinearTensors {
 };
 
 // output [row, out] = input @ weight.T * scales + bias; when gated [row, out / 2], silu(first half) * second half of
-// that. The weight is of the input's type T, or of 8-bit integers.
+// that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h.
 template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape);
 

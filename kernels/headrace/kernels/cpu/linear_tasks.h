@@ -5,6 +5,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "block_steps.h"
 #include "buffer.h"
 #include "linear.h"
 #include "panel_product.h"
@@ -95,22 +96,52 @@ class PanelOutput {
   alignas(64) float sums_[kRowBlock * kPanelWidth];
 };
 
-// A panel in the type that it is multiplied in: where it lies, or widened to where this thread keeps it.
-template <typename T>
-inline const T* panel_of(const T* panel, int64_t) {
-  return panel;
+// Elements of a weight of type W in a step of a panel.
+template <typename W>
+constexpr int64_t kStepSize = kPanelDepth * kPanelWidth;
+template <>
+inline constexpr int64_t kStepSize<EightBitStep> = 1;
+template <>
+inline constexpr int64_t kStepSize<FourBitStep> = 1;
+
+inline void fetch_lines(const void* begin, int64_t byte_count) {
+  for (int64_t byte = 0; byte < byte_count; byte += 64)
+    __builtin_prefetch(static_cast<const char*>(begin) + byte, 0, 3);
 }
 
-template <typename T>
-inline const T* panel_of(const int8_t* panel, int64_t depth) {
+// Writes a panel in the type that it is multiplied in to where this thread keeps it. `ahead` is the panel that is
+// wanted after it: both are fetched ahead of their use.
+template <typename T, typename W>
+inline const T* widen_panel(const W* panel, int64_t depth, const W* ahead) {
   static thread_local std::optional<Buffer<T>> widened;
   static thread_local int64_t widened_depth = 0;
   if (widened_depth < depth) {
     widened.emplace(depth * kPanelWidth);
     widened_depth = depth;
   }
-  widen_panel(panel, depth, widened->data());
+  constexpr int64_t kStepBytes = kStepSize<W> * sizeof(W);
+  constexpr int64_t kStepsAhead = (kFetchAheadBytes + kStepBytes - 1) / kStepBytes;
+  const int64_t step_count = depth / kPanelDepth;
+  for (int64_t step = 0; step < step_count; ++step) {
+    const int64_t wanted = step + kStepsAhead;
+    if (wanted < step_count) {
+      fetch_lines(panel + wanted * kStepSize<W>, kStepBytes);
+    } else if (wanted - step_count < step_count) {
+      fetch_lines(ahead + (wanted - step_count) * kStepSize<W>, kStepBytes);
+    }
+    widen_step(panel + step * kStepSize<W>, widened->data() + step * kPanelDepth * kPanelWidth);
+  }
   return widened->data();
+}
+
+// A panel in the type that it is multiplied in: where it lies, or widened.
+template <typename T, typename W>
+inline const T* panel_of(const W* panel, int64_t depth, const W* ahead) {
+  if constexpr (std::is_same_v<T, W>) {
+    return panel;
+  } else {
+    return widen_panel<T>(panel, depth, ahead);
+  }
 }
 
 // NOTE: a gated panel has room for 16 gates, so a panel more than the plain width needs may be begun.
@@ -119,8 +150,10 @@ inline int64_t panel_count(const LinearShape& shape) {
   return (shape.output_width() + outputs_per_panel - 1) / outputs_per_panel;
 }
 
-inline int64_t panel_size(const LinearShape& shape) { return round_up(shape.in_count, kPanelDepth) * kPanelWidth; }
-
+template <typename W>
+inline int64_t panel_size(const LinearShape& shape) {
+  return round_up(shape.in_count, kPanelDepth) / kPanelDepth * kStepSize<W>;
+}
 // The tasks of one call of a layer.
 template <typename T, typename W>
 class LinearTasks {
@@ -139,10 +172,7 @@ class LinearTasks {
 
   // Asks memory for the beginning of a task's panel.
   void fetch(int64_t task) const {
-    constexpr int64_t kLine = 64 / sizeof(W);
-    if (task >= count_) return;
-    for (int64_t element = 0; element < kFetchAhead<W>; element += kLine)
-      __builtin_prefetch(panel(task) + element, 0, 3);
+    if (task < count_) fetch_lines(panel(task), kFetchAheadBytes);
   }
 
   // Does a task, then those that `claim` returns, until there are no more.
@@ -155,10 +185,11 @@ class LinearTasks {
     int current = 0;
     while (task < count_) {
       const int64_t next_task = claim();
-      const T* whole_panel = panel_of<T>(panel(task), depth_);
-      // A panel that was widened has been fetched.
+      const W* panel_ahead = panel(std::min(next_task, count_ - 1));
+      const T* whole_panel = panel_of<T>(panel(task), depth_, panel_ahead);
+      // What was widened has been fetched.
       const T* ahead = nullptr;
-      if constexpr (std::is_same_v<T, W>) ahead = panel(std::min(next_task, count_ - 1));
+      if constexpr (std::is_same_v<T, W>) ahead = panel_ahead;
       const int64_t pass_begin = task / panel_count_ * rows_per_pass_;
       const int64_t pass_end = std::min(pass_begin + rows_per_pass_, shape_.row_count);
       for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
@@ -176,7 +207,7 @@ class LinearTasks {
   }
 
  private:
-  const W* panel(int64_t task) const { return tensors_.panels + task % panel_count_ * depth_ * kPanelWidth; }
+  const W* panel(int64_t task) const { return tensors_.panels + task % panel_count_ * panel_size<W>(shape_); }
 
   LinearTensors<T, W> tensors_;
   LinearShape shape_;

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "bfloat16.h"
+#include "block_steps.h"
+#include "linear.h"
 
 namespace headrace::operators {
 
@@ -21,6 +23,26 @@ inline void with_type(const Tensor& tensor, const Body& body) {
       TORCH_CHECK(false, "the tensors are ", tensor.scalar_type(), "; these operators take float32 and bfloat16");
   }
 }
+
+// Calls body.template operator()<W>() with the type of a packed weight for inputs of type T: that of the input, 8-bit
+// integers with scales, or one of the steps in block_steps.h, which are kept as bytes.
+template <typename T, typename Body>
+inline void with_weight_type(const Tensor& panels, const LinearShape& shape, const Body& body) {
+  if (panels.scalar_type() == at::kChar) return body.template operator()<int8_t>();
+  if (panels.scalar_type() != at::kByte) return body.template operator()<T>();
+  if (panels.numel() == packed_size<EightBitStep>(shape) * static_cast<int64_t>(sizeof(EightBitStep)))
+    return body.template operator()<EightBitStep>();
+  return body.template operator()<FourBitStep>();
+}
+
+template <typename W>
+constexpr at::ScalarType kStoredType = at::kByte;
+template <>
+inline constexpr at::ScalarType kStoredType<float> = at::kFloat;
+template <>
+inline constexpr at::ScalarType kStoredType<BFloat16> = at::kBFloat16;
+template <>
+inline constexpr at::ScalarType kStoredType<int8_t> = at::kChar;
 
 template <typename T>
 inline const T* data(const Tensor& tensor) {
@@ -40,6 +62,13 @@ inline void check_like(const Tensor& tensor, const Tensor& model, const char* na
 inline void check_column(const Tensor& tensor, at::ScalarType type, int64_t count, const char* name) {
   TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == type && tensor.numel() == count, name, " must be ",
               count, " contiguous ", type);
+}
+
+// Checks that a packed weight of type W has the size that its layer means.
+template <typename W>
+inline void check_panels(const Tensor& panels, const LinearShape& shape) {
+  constexpr bool is_bytes = kStoredType<W> == at::kByte;
+  check_column(panels, kStoredType<W>, packed_size<W>(shape) * (is_bytes ? sizeof(W) : 1), "the weight");
 }
 
 inline void check_contiguous(const Tensor& tensor, const char* name) {

@@ -111,13 +111,35 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
   return output;
 }
 
+Tensor allocate_panels(int64_t element_count, const at::TensorOptions& options) {
+  std::shared_ptr<void> memory = WeightMemory::allocate(element_count * options.dtype().itemsize());
+  return at::from_blob(memory.get(), {element_count}, [memory](void*) {}, options);
+}
+
+Tensor pack_blocks(const Tensor& values, const Tensor& scales, const std::optional<Tensor>& minima, bool is_gated) {
+  TORCH_CHECK(values.dim() == 2 && values.size(1) % kPanelDepth == 0, "values must be [out, in], in a multiple of 32");
+  TORCH_CHECK(!is_gated || values.size(0) % 2 == 0, "a gated weight has as many gates as outputs");
+  const int64_t block_count = values.numel() / kPanelDepth;
+  check_column(scales, at::kHalf, block_count, "scales");
+  if (minima) check_column(*minima, at::kHalf, block_count, "minima");
+  const LinearShape shape = {0, 0, values.size(1), values.size(0), is_gated};
+  const auto pack = [&]<typename W, typename V>() {
+    check_column(values, kStoredType<V>, values.numel(), "values");
+    Tensor panels = allocate_panels(packed_size<W>(shape) * sizeof(W), values.options().dtype(at::kByte));
+    headrace::pack_blocks(data<V>(values), data<uint16_t>(scales), minima ? data<uint16_t>(*minima) : nullptr, shape,
+                          static_cast<W*>(panels.mutable_data_ptr()));
+    return panels;
+  };
+  if (minima) return pack.template operator()<FourBitStep, uint8_t>();
+  return pack.template operator()<EightBitStep, int8_t>();
+}
+
 Tensor pack_weight(const Tensor& weight, bool is_gated) {
   TORCH_CHECK(weight.dim() == 2 && weight.stride(1) == 1, "weight must be [out, in] with whole rows");
   TORCH_CHECK(!is_gated || weight.size(0) % 2 == 0, "a gated weight has as many gates as outputs");
   const LinearShape shape = {0, 0, weight.size(1), weight.size(0), is_gated};
-  const int64_t element_count = packed_size(shape);
-  std::shared_ptr<void> memory = WeightMemory::allocate(element_count * weight.element_size());
-  Tensor panels = at::from_blob(memory.get(), {element_count}, [memory](void*) {}, weight.options());
+  // Of every type that is packed as it is, a panel has as many elements.
+  Tensor panels = allocate_panels(packed_size<float>(shape), weight.options());
   if (weight.scalar_type() == at::kChar) {
     headrace::pack_weight(data<int8_t>(weight), weight.stride(0), shape, mutable_data<int8_t>(panels));
     return panels;
@@ -132,19 +154,17 @@ Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>
               const std::optional<Tensor>& bias, int64_t out_count, bool is_gated) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "x must be [token, in] with whole rows");
   const LinearShape shape = {x.size(0), x.stride(0), x.size(1), out_count, is_gated};
-  const at::ScalarType weight_type = scales ? at::kChar : x.scalar_type();
-  check_column(panels, weight_type, packed_size(shape), "the weight");
   if (scales) check_column(*scales, at::kFloat, out_count, "scales");
   if (bias) check_column(*bias, x.scalar_type(), out_count, "bias");
   Tensor output = at::empty({x.size(0), shape.output_width()}, x.options());
   with_type(x, [&]<typename T>() {
     const T* addends = bias ? data<T>(*bias) : nullptr;
-    if (scales) {
-      headrace::linear<T, int8_t>(
-          {data<T>(x), data<int8_t>(panels), data<float>(*scales), addends, mutable_data<T>(output)}, shape);
-    } else {
-      headrace::linear<T, T>({data<T>(x), data<T>(panels), nullptr, addends, mutable_data<T>(output)}, shape);
-    }
+    with_weight_type<T>(panels, shape, [&]<typename W>() {
+      check_panels<W>(panels, shape);
+      TORCH_CHECK((kStoredType<W> == at::kChar) == scales.has_value(), "8-bit integers, and nothing else, have scales");
+      const float* factors = scales ? data<float>(*scales) : nullptr;
+      headrace::linear<T, W>({data<T>(x), data<W>(panels), factors, addends, mutable_data<T>(output)}, shape);
+    });
   });
   return output;
 }
@@ -230,6 +250,7 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
       "Tensor context_lengths, float scale) -> Tensor");
   library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
+  library.def("pack_blocks(Tensor values, Tensor scales, Tensor? minima, bool is_gated) -> Tensor");
   library.def("linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated) -> Tensor");
   library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
   library.def(
@@ -245,6 +266,7 @@ TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
   library.impl("rotary_and_write_kv", &headrace::operators::rotary_and_write_kv);
   library.impl("paged_attention", &headrace::operators::paged_attention);
   library.impl("pack_weight", &headrace::operators::pack_weight);
+  library.impl("pack_blocks", &headrace::operators::pack_blocks);
   library.impl("linear", &headrace::operators::linear);
   library.impl("likeliest", &headrace::operators::likeliest);
   library.impl("sample", &headrace::operators::sample);

@@ -22,10 +22,8 @@ constexpr int64_t kPanelWidth = 32;
 constexpr int64_t kPanelDepth = 32;
 constexpr int64_t kRowBlock = 32;
 
-// How far ahead of its use a panel is fetched, in elements: about what memory delivers during its latency. Whole steps
-// of depth.
-template <typename W>
-constexpr int64_t kFetchAhead = 4096 / sizeof(W);
+// How far ahead of its use a panel is fetched: about what memory delivers during its latency. Whole steps of depth.
+constexpr int64_t kFetchAheadBytes = 4096;
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -147,13 +145,15 @@ class PanelProduct<BFloat16> {
       configured_row_count_ = row_count;
     }
     if (row_count <= 16) {
-      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead<BFloat16>, product, meanwhile);
+      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, meanwhile);
     } else {
-      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead<BFloat16>, product, meanwhile);
+      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, meanwhile);
     }
   }
 
  private:
+  static constexpr int64_t kFetchAhead = kFetchAheadBytes / sizeof(BFloat16);
+
   int64_t configured_row_count_ = 0;
 };
 #endif

@@ -1,4 +1,4 @@
-// Panels of 8-bit weights become panels of the type that they are multiplied in.
+// Steps of panels of 8-bit integers become steps of the type that they are multiplied in.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,6 @@
 #include "vector.h"
 
 namespace headrace {
-
-// How far ahead of its use a panel of 8-bit weights is fetched from memory, in bytes.
-constexpr int64_t kWidenFetchAhead = 3072;
 
 inline Floats load_bytes(const int8_t* source) {
 #if defined(__AVX512F__)
@@ -25,18 +22,17 @@ inline Floats load_bytes(const int8_t* source) {
 
 // NOTE: bfloat16 has the eight bits that a whole number up to 127 needs, so nothing is rounded here; the scale of an
 // output is applied to its sum.
-inline void widen_panel(const int8_t* source, int64_t depth, BFloat16* target) {
-  for (int64_t offset = 0; offset < depth * kPanelWidth; offset += 32) {
-    if (offset % 64 == 0) __builtin_prefetch(source + offset + kWidenFetchAhead, 0, 3);
-    const Words first = reinterpret_cast<Words>(load_bytes(source + offset)) >> 16;
-    store_words(target + offset, first | reinterpret_cast<Words>(load_bytes(source + offset + 16)));
+inline void widen_step(const int8_t* step, BFloat16* target) {
+  for (int64_t offset = 0; offset < kPanelDepth * kPanelWidth; offset += 32) {
+    const Words first = reinterpret_cast<Words>(load_bytes(step + offset)) >> 16;
+    store_words(target + offset, first | reinterpret_cast<Words>(load_bytes(step + offset + 16)));
   }
 }
 
-inline void widen_panel(const int8_t* source, int64_t depth, float* target) {
-  for (int64_t in = 0; in < depth; in += 2)
+inline void widen_step(const int8_t* step, float* target) {
+  for (int64_t in = 0; in < kPanelDepth; in += 2)
     for (int64_t out = 0; out < kPanelWidth; out += kLanes) {
-      const int8_t* pairs = source + panel_offset<int8_t>(in, out);
+      const int8_t* pairs = step + panel_offset<int8_t>(in, out);
       store(target + panel_offset<float>(in, out), load_bytes(pairs));
       store(target + panel_offset<float>(in + 1, out), load_bytes(pairs + kLanes));
     }

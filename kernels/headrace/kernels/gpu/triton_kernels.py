@@ -9,6 +9,7 @@ from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.gpu import attention, rows, sampling
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainLinear
+from headrace.kernels.quantization import BlockWeight, expand
 from headrace.kernels.token_logprobs import TokenLogprobs
 
 
@@ -92,6 +93,12 @@ class TritonKernels:
     def pack_gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
         """Returns the vendor's product followed by `silu_mul`."""
         return _GatedLinear(weight, bias)
+
+    def pack_blocks(
+        self, weight: BlockWeight, bias: torch.Tensor | None = None, *, dtype: torch.dtype, is_gated: bool = False
+    ) -> PackedLinear:
+        """Returns the layer over the expanded weight."""
+        return (self.pack_gated_linear if is_gated else self.pack_linear)(expand(weight, dtype), bias)
 
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run operator by operator."""

@@ -71,7 +71,13 @@ class NativeLoader:
         Raises:
             StartupError: a tensor is missing, unknown or of the wrong shape.
         """
-        reader = WeightReader(self._source, dtype=self._dtype, device=self._device, progress=self._progress)
+        reader = WeightReader(
+            self._source,
+            dtype=self._dtype,
+            device=self._device,
+            progress=self._progress,
+            keeps_blocks=self._weight_format is WeightFormat.AUTO,
+        )
         self._build = load_model(self._config, reader, self.kernels)
 
     def open_draft(self) -> "NativeLoader | None":
@@ -206,7 +212,8 @@ def _choose_weight_format(options: NativeOptions) -> WeightFormat:
 
 
 def _weight_type(dtype: torch.dtype, weight_format: WeightFormat) -> str:
-    return str(dtype).removeprefix("torch.") if weight_format is WeightFormat.PLAIN else str(weight_format)
+    # Weights that stay packed are those of the dtype.
+    return str(weight_format) if weight_format is WeightFormat.INT8 else str(dtype).removeprefix("torch.")
 
 
 def _choose_kernels(

@@ -1,6 +1,6 @@
 """The Llama decoder, which Mistral and Qwen2 share: RMSNorm, rotary attention with grouped heads, a gated MLP."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,17 +87,25 @@ def load_llama_weights(config: ModelConfig, reader: WeightReader, kernels: Kerne
     """
     embedding = reader.read("model.embed_tokens.weight", config.vocabulary_size, config.hidden_size)
     layers = tuple(_load_layer(config, reader, kernels, f"model.layers.{index}") for index in range(config.layer_count))
-    if config.ties_embeddings:
-        reader.skip("lm_head.weight")
-        head = embedding
-    else:
-        head = reader.read("lm_head.weight", config.vocabulary_size, config.hidden_size)
     return LlamaWeights(
         embedding=embedding,
         layers=layers,
         final_norm=reader.read("model.norm.weight", config.hidden_size),
-        head=kernels.pack_linear(head),
+        head=_load_head(config, reader, kernels, embedding),
     )
+
+
+def _load_head(config: ModelConfig, reader: WeightReader, kernels: Kernels, embedding: torch.Tensor) -> PackedLinear:
+    """Reads the projection to the vocabulary, or makes it of the embedding where they are one."""
+    size = (config.vocabulary_size, config.hidden_size)
+    if config.ties_embeddings:
+        reader.skip("lm_head.weight")
+        blocks = reader.blocks_again("model.embed_tokens.weight")
+        return kernels.pack_linear(embedding) if blocks is None else kernels.pack_blocks(blocks, dtype=reader.dtype)
+    blocks = reader.blocks("lm_head.{}", {"weight": config.vocabulary_size}, config.hidden_size)
+    if blocks is not None:
+        return kernels.pack_blocks(blocks, dtype=reader.dtype)
+    return kernels.pack_linear(reader.read("lm_head.weight", *size))
 
 
 def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, prefix: str) -> DecoderLayer:
@@ -108,19 +116,23 @@ def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, pre
         name_format: str,
         heights: dict[str, int],
         width: int,
-        pack: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear] = kernels.pack_linear,
+        *,
+        is_gated: bool = False,
     ) -> PackedLinear:
         first = next(iter(heights))
-        weight = reader.read_stacked(f"{prefix}.{name_format}.weight", heights, width)
         has_bias = reader.has(f"{prefix}.{name_format}.bias".format(first))
         bias = reader.read_stacked(f"{prefix}.{name_format}.bias", heights) if has_bias else None
-        return pack(weight, bias)
+        blocks = reader.blocks(f"{prefix}.{name_format}.weight", heights, width)
+        if blocks is not None:
+            return kernels.pack_blocks(blocks, bias, dtype=reader.dtype, is_gated=is_gated)
+        weight = reader.read_stacked(f"{prefix}.{name_format}.weight", heights, width)
+        return (kernels.pack_gated_linear if is_gated else kernels.pack_linear)(weight, bias)
 
     return DecoderLayer(
         input_norm=reader.read(f"{prefix}.input_layernorm.weight", hidden),
         query_key_value=linear("self_attn.{}_proj", {"q": query_size, "k": kv_size, "v": kv_size}, hidden),
         attention_output=linear("self_attn.{}_proj", {"o": hidden}, query_size),
         mlp_norm=reader.read(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gated=linear("mlp.{}_proj", {"gate": inner, "up": inner}, hidden, kernels.pack_gated_linear),
+        gated=linear("mlp.{}_proj", {"gate": inner, "up": inner}, hidden, is_gated=True),
         down=linear("mlp.{}_proj", {"down": hidden}, inner),
     )
