@@ -16,6 +16,7 @@ from harness.workloads import Request, Workload
 PEERS = machine.ROOT / "build" / "peers"
 DRIVERS = machine.ROOT / "bench" / "peers"
 LOGS = machine.ROOT / "build" / "bench"
+_Q8_0 = PEERS / "llama_cpp" / "model-q8_0.gguf"
 
 __all__ = ["System", "known_keys", "started_systems"]
 
@@ -79,15 +80,13 @@ RECIPES = (
     ),
     PeerRecipe(
         name="llama.cpp", weights="int8", environment="llama_cpp", driver="llama_cpp_driver.py",
-        model=PEERS / "llama_cpp" / "model-q8_0.gguf",
+        model=_Q8_0,
     ),
     PeerRecipe(
         name="vllm", weights="bf16", environment="vllm", driver="vllm_driver.py", model=PEERS / "model",
     ),
 )  # fmt: skip
-"""llama.cpp's int8 is Q8_0: eight bits with a scale for each 32 weights."""
-
-OUR_OPTIONS = {"bf16": ("--engine-option=weight_format=plain",), "int8": ("--engine-option=weight_format=int8",)}
+"""llama.cpp's int8 is Q8_0: eight bits with a scale for each 32 weights. OpenVINO scales each output."""
 
 
 def known_keys(weights: Collection[str]) -> list[str]:
@@ -108,8 +107,13 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
         for kind in sorted(weights):
             print(f"starting headrace ({kind})", flush=True)
             log = LOGS / f"headrace-{kind}.log"
+            served, weight_format = _served(model, kind)
             server = await HeadraceServer.start(
-                model, "--dtype=bfloat16", "--kv-memory=1GiB", *OUR_OPTIONS[kind], log=log
+                served,
+                "--dtype=bfloat16",
+                "--kv-memory=1GiB",
+                f"--engine-option=weight_format={weight_format}",
+                log=log,
             )
             stack.push_async_callback(server.stop)
             systems.append(System(name="headrace", weights=kind, version=machine.revision(), engine=server))
@@ -121,6 +125,13 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
                 stack.push_async_callback(peer.stop)
                 systems.append(System(name=recipe.name, weights=recipe.weights, version=peer.version, engine=peer))
         yield systems
+
+
+def _served(model: str, weights: str) -> tuple[str, str]:
+    """Returns what headrace serves: for eight bits the file that llama.cpp serves, if it is there."""
+    if weights == "bf16":
+        return model, "plain"
+    return (str(_Q8_0), "auto") if _Q8_0.exists() else (model, "int8")
 
 
 async def _start_peer(recipe: PeerRecipe) -> PeerProcess | None:

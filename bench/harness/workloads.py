@@ -120,6 +120,23 @@ def open_loop(count: int, rate_per_s: float) -> Workload:
     )
 
 
+def offline(count: int) -> Workload:
+    """A file of prompts of all lengths, given at once."""
+
+    def make(source: random.Random) -> list[Request]:
+        return [
+            Request(prompt=_draw(source, source.randint(16, 512)), new_token_count=source.randint(16, 128))
+            for _ in range(count)
+        ]
+
+    return Workload(
+        name=f"offline-{count}",
+        title=f"{count} requests at once, prompts of 16 to 512 tokens, 16 to 128 new ones",
+        make=make,
+        figures=(OVERALL,),
+    )
+
+
 def shared_prefix(count: int) -> Workload:
     """A conversation's start in common: the first request computes it, and the others come a little later."""
 
@@ -184,6 +201,6 @@ GROUPS: dict[str, tuple[Workload, ...]] = {
     "streams": (streams(1), streams(8), streams(32)),
     "int8": (streams(1, weights="int8"),),
     "prefill": (prefill(32, 128), prefill(1, 2000)),
-    "mixed": (open_loop(24, 4.0), shared_prefix(9), long_beside_short(8)),
+    "mixed": (offline(64), open_loop(24, 4.0), shared_prefix(9), long_beside_short(8)),
 }
 """By the name that `--only` takes."""
