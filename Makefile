@@ -80,6 +80,16 @@ $(PROMETHEUS):
 	@cd $(PROMETHEUS_HOME) && apt-get download prometheus && dpkg -x prometheus_*.deb .
 	@touch $@
 
+.PHONY: test-ui
+test-ui: $(VENV)/.ui ## Opens the page at /ui in Chromium; screenshots in build/ui; needs root to install it
+	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null
+	@$(BIN)/python -m pytest -m browser tests/integration/public_api/rest/test_ui_browser.py
+
+$(VENV)/.ui: $(VENV)/.ready
+	@echo "== playwright"
+	@$(PIP_INSTALL) --group ui | $(DOWNLOADS_ONLY)
+	@touch $@
+
 .PHONY: test-clients
 test-clients: $(VENV)/.ready build/clients/.ready ## Proves the sidecar by LangChain, text-generation, schemathesis and curl
 	@$(BIN)/python scripts/test_clients.py

@@ -55,7 +55,7 @@ def test_every_part_is_inside_and_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"headrace"}
     assert {path.name for path in (unpacked / "headrace").iterdir()} == PARTS
     roots = ("proto/python", "services", "router", "shard", "kernels", "clients/python")
-    for suffix in (".py", ".pyi", ".cpp", ".h"):
+    for suffix in (".py", ".pyi", ".cpp", ".h", ".html", ".css", ".js", ".svg"):
         shipped = {path.relative_to(unpacked) for path in unpacked.rglob(f"*{suffix}")}
         ours = {
             path.relative_to(ROOT / root) for root in roots for path in (ROOT / root).glob(f"headrace/**/*{suffix}")

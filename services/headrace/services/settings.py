@@ -245,6 +245,8 @@ class TranslationSettings(ProcessSettings):
     model was trained for. Left out, each request has to."""
     cors_allow_origin: tuple[str, ...] = ()
     """An origin whose pages may call the sidecar from a browser, or `*`. May be repeated."""
+    ui: bool = True
+    """Whether HTTP has a page at `/ui` to try a model in a browser."""
 
 
 class ServeSettings(RouterOnlySettings, EngineSettings, TranslationSettings):

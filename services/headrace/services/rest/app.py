@@ -1,7 +1,7 @@
 """The sidecar as an ASGI application: routes, errors of every kind, and a line of log for each request."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -20,6 +20,8 @@ from headrace.services.rest.endpoints import ENDPOINTS, OPENAI, Dialect, Endpoin
 from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.http_request import ClientGone
 from headrace.services.rest.sidecar import Exchange, Sidecar
+from headrace.services.rest.ui_page import ui_routes
+from headrace.services.rest.ui_status import get_status
 from headrace.services.telemetry.http_metrics import UNKNOWN_PATH, HttpMeter
 
 if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
@@ -32,9 +34,12 @@ _HUNG_UP = 499
 
 _QUIET_PATHS = {"/health", "/ping"}
 
+_UI_STATUS = Endpoint(method="GET", path="/ui/status", answer=get_status, streams=True)
+"""For the page alone, so `/openapi.json` does not promise it."""
 
-def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
-    """Returns the application."""
+
+def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = (), with_ui: bool = True) -> ASGIApp:
+    """Returns the application, with the page at `/ui` or without."""
     middleware = [Middleware(RequestLog, meter=sidecar.meter)]
     if sidecar.tracing is not None:
         middleware.append(_tracing_middleware(sidecar.tracing))
@@ -48,8 +53,10 @@ def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = ()) -> ASGIAp
                 expose_headers=["*"],
             )
         )
+    endpoints = (*ENDPOINTS, _UI_STATUS) if with_ui else ENDPOINTS
+    pages = [*DESCRIPTION_ROUTES, *ui_routes()] if with_ui else DESCRIPTION_ROUTES
     return Starlette(
-        routes=[*DESCRIPTION_ROUTES, *_routes(sidecar)],
+        routes=[*pages, *_routes(endpoints, sidecar)],
         middleware=middleware,
         exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
     )
@@ -92,10 +99,10 @@ class RequestLog:
             )
 
 
-def _routes(sidecar: Sidecar) -> Iterator[Route]:
+def _routes(endpoints: Sequence[Endpoint], sidecar: Sidecar) -> Iterator[Route]:
     """Yields one route for each path, so that a refusal of a method names all that there are."""
     by_path: dict[str, dict[str, Answer]] = {}
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = _guarded(endpoint, sidecar)
     for path, by_method in by_path.items():
         yield Route(path, _by_method(by_method), methods=[*by_method])

@@ -128,7 +128,7 @@ def make_server(sidecar: Sidecar, settings: RestSettings) -> HttpServer:
     """Returns the HTTP server, not yet listening."""
     return HttpServer(
         uvicorn.Config(
-            build_app(sidecar, cors_origins=settings.cors_allow_origin),
+            build_app(sidecar, cors_origins=settings.cors_allow_origin, with_ui=settings.ui),
             http="httptools",
             loop="none",
             lifespan="off",

@@ -69,6 +69,12 @@ class RouterLink:
         """Starts a generation stream, whose messages stay as they are: converting each would cost more than reading."""
         return self._channel.responses(call, context.options())
 
+    def watch(
+        self, call: Call[ResponseT, ResultT], context: CallContext
+    ) -> grpc.aio.UnaryStreamCall[ProtoMessage, ResponseT]:
+        """Starts a stream of reports; each is read by the call."""
+        return self._channel.responses(call, context.options())
+
     async def models(self, context: CallContext) -> tuple[Model, ...]:
         """Returns the served models.
 
