@@ -22,7 +22,8 @@ def test_the_description_is_complete(engine: Engine) -> None:
 def test_fields_are_paths_of_a_request(engine: Engine) -> None:
     fields = engine.description.supported_fields
     assert {"sampling.temperature", "sampling.seed", "stopping.max_new_token_count"} <= fields
-    assert all(field.split(".")[0] in ("sampling", "stopping", "output", "constraint", "watermark") for field in fields)
+    groups = ("adapter", "sampling", "stopping", "output", "constraint", "watermark")
+    assert all(field.split(".")[0] in groups for field in fields)
 
 
 @pytest.mark.parametrize(

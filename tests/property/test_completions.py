@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.clock import MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import ShardLost
@@ -118,6 +119,12 @@ class MortalEngine:
     @property
     def description(self) -> EngineDescription:
         return self._engine.description
+
+    async def load_adapter(self, _order: AdapterOrder) -> LoadedAdapter:
+        raise NotImplementedError  # nobody asks for any
+
+    async def unload_adapter(self, digest: str) -> None:
+        raise NotImplementedError
 
     def step(self, plan: StepPlan) -> Awaitable[StepResult]:
         self.scheduler.check_integrity()

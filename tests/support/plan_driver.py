@@ -23,6 +23,7 @@ class Job:
     sampling: SamplingParams
     stopping: RowStopRules
     logprob_options: LogprobOptions
+    adapter: str = ""
     pooling: PoolingOptions | None = None
     vector: bytes | None = None
     generated: list[int] = field(default_factory=list)
@@ -75,12 +76,13 @@ class PlanDriver:
         *,
         sampling: SamplingParams = GREEDY,
         logprobs: LogprobOptions | None = None,
+        adapter: str = "",
         **stopping: object,
     ) -> Job:
         """Admits a prompt with the next plan; `stopping` is further fields of RowStopRules."""
         rules = RowStopRules(token_limit=len(prompt) + token_count, **stopping)  # type: ignore[arg-type]
         options = logprobs or LogprobOptions()
-        job = Job(next(self._sequence_ids), tuple(prompt), sampling, rules, options)
+        job = Job(next(self._sequence_ids), tuple(prompt), sampling, rules, options, adapter)
         self._admit(job, computed_count=0)
         return job
 
@@ -92,7 +94,7 @@ class PlanDriver:
 
     def submit_with_prefix(self, prompt: Sequence[int], token_count: int, *, owner: Job) -> Job:
         """Admits a prompt whose first blocks are another's, as after a hit in the prefix cache."""
-        job = self.submit(prompt, token_count)
+        job = self.submit(prompt, token_count, adapter=owner.adapter)
         block_size = self.engine.description.block_size
         same = next((i for i, (a, b) in enumerate(zip(prompt, owner.tokens, strict=False)) if a != b), len(prompt))
         shared = min(same, owner.computed_count, len(prompt) - 1) // block_size
@@ -215,6 +217,7 @@ class PlanDriver:
             sampling=job.sampling,
             stopping=job.stopping,
             logprobs=job.logprob_options,
+            adapter=job.adapter,
             pooling=job.pooling,
             grammar=self.grammar,
             may_draft=self.may_draft and job.pooling is None,

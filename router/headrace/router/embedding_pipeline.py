@@ -44,7 +44,8 @@ class EmbeddingPipeline:
         self._pipeline.check_model(request.model)
         capabilities = self._pipeline.capabilities()
         pooling = self._check(request, capabilities)
-        with self._desk.open(request.request_id) as visit:
+        adapters = self._pipeline.adapters
+        with adapters.use(request.adapter) as adapter, self._desk.open(request.request_id) as visit:
             metered.request_id = visit.request_id
             visit.enter(len(request.inputs))
             prompts = [await self._prompt(request, index, capabilities) for index in range(len(request.inputs))]
@@ -53,7 +54,7 @@ class EmbeddingPipeline:
             arrival_s = self._desk.clock.now()
             running: list[ActiveEmbedding] = []
             for prompt in prompts:
-                valid = self._valid(request, visit.request_id, prompt, pooling)
+                valid = self._valid(request, visit.request_id, prompt, pooling, adapter)
                 sequence = self._desk.new_sequence(valid, arrival_s, metered.received_s)
                 running.append(ActiveEmbedding(valid, sequence, visit.permit))
             for active in running:
@@ -117,7 +118,7 @@ class EmbeddingPipeline:
         return entry.token_ids
 
     def _valid(
-        self, request: EmbeddingRequest, request_id: str, prompt: tuple[int, ...], pooling: PoolingOptions
+        self, request: EmbeddingRequest, request_id: str, prompt: tuple[int, ...], pooling: PoolingOptions, adapter: str
     ) -> ValidRequest:
         return ValidRequest(
             request_id=request_id,
@@ -129,7 +130,7 @@ class EmbeddingPipeline:
             text_stop=TextStopRules(),
             logprobs=LogprobOptions(),
             max_new_token_count=1,
-            adapter=request.adapter,
+            adapter=adapter,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
             deadline_s=request.deadline_s,

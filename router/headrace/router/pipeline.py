@@ -35,6 +35,7 @@ from headrace.contract.generation import (
 from headrace.contract.sampling import BannedText
 from headrace.contract.vocabulary import Vocabulary
 from headrace.router.active_request import ActiveRequest
+from headrace.router.adapter_table import AdapterTable
 from headrace.router.admission import Admission, Permit
 from headrace.router.banned_words import BannedWords
 from headrace.router.chat_output.expectation import expected_output
@@ -100,6 +101,11 @@ class Pipeline:
         """Those that run the model."""
         return self.desk.replicas
 
+    @property
+    def adapters(self) -> AdapterTable:
+        """What requests may name beside the model."""
+        return self.replicas.adapters
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Yields the events of one request: started, deltas, finished. Closing it cancels the request.
 
@@ -124,7 +130,7 @@ class Pipeline:
             self.check_model(request.model)
             validator = self._validator()
             validator.check(request)
-            with self.desk.open(request.request_id) as visit:
+            with self.adapters.use(request.adapter) as adapter, self.desk.open(request.request_id) as visit:
                 metered.request_id = visit.request_id
                 visit.enter(request.best_of or request.completion_count or 1)
                 read = await self._read(request)
@@ -137,6 +143,7 @@ class Pipeline:
                     hold=await self._hold(request, read.expected),
                     expected=read.expected,
                 )
+                valid = replace(valid, adapter=adapter)
                 metered.prompt_token_count = valid.prompt_token_count
                 metered.max_new_token_count = valid.max_new_token_count
                 visit.charge(valid.prompt_token_count)

@@ -7,7 +7,9 @@ from enum import StrEnum
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector, EngineDescription, StepEngine
-from headrace.contract.errors import NotReady, StartupError
+from headrace.contract.errors import NotReady, ShardLost, StartupError
+from headrace.router.adapter_table import AdapterRecord, AdapterTable
+from headrace.router.engine_adapters import EngineAdapters
 from headrace.router.reporting import Report
 from headrace.router.running_request import RunningRequest
 from headrace.router.scheduler import Scheduler, SchedulerLimits
@@ -17,6 +19,9 @@ from headrace.router.step_profile import StepProfile, StepProfiler
 
 RETRY_AFTER_START_FAILURE_S = 5.0
 """A shard that says it cannot start is asked again after this: an operator may have replaced it."""
+
+RETRY_AFTER_RESTORE_FAILURE_S = 0.5
+"""A shard that was lost while it loaded its adapters is connected again after this."""
 
 
 class ReplicaState(StrEnum):
@@ -79,6 +84,7 @@ class Replica:
         connector: EngineConnector,
         accept: Callable[[EngineDescription], None],
         options: SchedulingOptions,
+        adapters: AdapterTable,
         clock: Clock,
         report: Report,
     ) -> None:
@@ -99,6 +105,8 @@ class Replica:
         self._loop: StepLoop | None = None
         self._past_stats = SchedulerStats()
         self._left_behind: list[RunningRequest] = []
+        self._adapters = adapters
+        self._engine_adapters: EngineAdapters | None = None
 
     @property
     def state(self) -> ReplicaState:
@@ -165,6 +173,25 @@ class Replica:
         missing_count = active.request.prompt_token_count - loop.scheduler.match_prefix(active.request)
         return missing_count + stats.waiting_token_count + loop.arriving_token_count + stats.running_count
 
+    def has_adapter(self, digest: str) -> bool:
+        """Returns whether sequences may ask the engine at hand for an adapter."""
+        return self._engine_adapters is not None and digest in self._engine_adapters.digests
+
+    async def load_adapter(self, record: AdapterRecord) -> None:
+        """Loads an adapter and notes it in the table; see StepEngine.load_adapter.
+
+        Raises:
+            NotReady: the engine is not connected.
+        """
+        if self._engine_adapters is None:
+            raise NotReady(f"replica {self.id} is not connected: {self._detail}")
+        await self._engine_adapters.load(record)
+
+    async def drop_unwanted_adapters(self) -> None:
+        """Has the engine drop what nobody wants any more."""
+        if self._engine_adapters is not None:
+            await self._engine_adapters.drop_unwanted()
+
     def flush_prefix_cache(self) -> int:
         """Forgets cached prefixes that nothing uses and returns how many blocks became free."""
         return 0 if self._loop is None else self._loop.scheduler.flush_prefix_cache()
@@ -174,11 +201,27 @@ class Replica:
     ) -> None:
         """Connects, serves and reconnects until cancelled.
 
-        `adopt` is called each time requests can be submitted; `orphan` gets the
-        requests that a lost engine left behind, and why it was lost.
+        `adopt` is called each time requests can be submitted, when the engine has
+        every adapter that they may ask for; `orphan` gets the requests that a
+        lost engine left behind, and why it was lost.
+
+        Raises:
+            StartupError: an adapter that the settings name cannot be loaded.
         """
         while True:
             engine = await self._connect()
+            adapters = EngineAdapters(engine, self._adapters, self._report)
+            try:
+                await adapters.restore()
+            except ShardLost as error:
+                self._note_progress(error.message)
+                await engine.aclose()
+                await asyncio.sleep(RETRY_AFTER_RESTORE_FAILURE_S)
+                continue
+            except BaseException:
+                await engine.aclose()
+                raise
+            self._engine_adapters = adapters
             loop = StepLoop(
                 scheduler=Scheduler(self._limits(engine.description)),
                 engine=engine,
@@ -195,6 +238,7 @@ class Replica:
                 lost = await loop.run()
             finally:
                 self._loop = None
+                self._engine_adapters = None
                 self._past_stats = loop.scheduler.stats().after(self._past_stats).without_gauges()
                 self._left_behind = loop.abandon()
                 await engine.aclose()

@@ -14,6 +14,7 @@ from headrace.contract.errors import (
     ShardLost,
     StartupError,
 )
+from headrace.router.adapter_table import AdapterTable
 from headrace.router.replica import Replica, ReplicaState, ReplicaStatus, SchedulingOptions
 from headrace.router.reporting import Report
 from headrace.router.running_request import RunningRequest
@@ -42,7 +43,10 @@ class ReplicaSet:
         replay_timeout_s: float,
         clock: Clock,
         report: Report,
+        adapters: AdapterTable | None = None,
     ) -> None:
+        self.adapters = adapters or AdapterTable()
+        """What every replica has to hold before it serves."""
         self._connector = connector
         self._options = options
         self._vocabulary_size = vocabulary_size
@@ -73,7 +77,7 @@ class ReplicaSet:
             self._group = group
             for group_addresses in addresses:
                 self.add(group_addresses)
-            await asyncio.get_running_loop().create_future()
+            await self._drop_unwanted_adapters()
 
     @property
     def description(self) -> EngineDescription | None:
@@ -117,6 +121,7 @@ class ReplicaSet:
             connector=self._connector,
             accept=self._accept,
             options=self._options,
+            adapters=self.adapters,
             clock=self._clock,
             report=self._report,
         )
@@ -159,6 +164,10 @@ class ReplicaSet:
         """Returns the replicas, in the order they were added."""
         return tuple(self._replicas.values())
 
+    def lacking_adapter(self, digest: str) -> list[Replica]:
+        """Returns those whose engine can take steps, draining or not, and does not hold an adapter."""
+        return [replica for replica in self._connected() if not replica.has_adapter(digest)]
+
     def statuses(self) -> list[ReplicaStatus]:
         """Returns a snapshot of every replica, in the order they were added."""
         return [replica.status() for replica in self._replicas.values()]
@@ -200,6 +209,10 @@ class ReplicaSet:
         serving = self._serving()
         if not serving:
             raise NotReady("no replica is ready", retry_after_s=RETRY_WHEN_NOT_READY_S)
+        if active.request.adapter:
+            serving = [replica for replica in serving if replica.has_adapter(active.request.adapter)]
+            if not serving:
+                raise NotReady("no replica could load the adapter again", retry_after_s=RETRY_WHEN_NOT_READY_S)
         return serving[0] if len(serving) == 1 else min(serving, key=lambda replica: replica.cost_of(active))
 
     def _accept(self, description: EngineDescription) -> None:
@@ -214,12 +227,12 @@ class ReplicaSet:
             raise StartupError(f"the shard runs {description.architecture}, the others {known.architecture}")
         self._description = description
 
-    def _adopt(self, replica: Replica) -> None:
-        """Gives the requests that wait for a replica to one that came up."""
+    def _adopt(self, _replica: Replica) -> None:
+        """Sends the requests that wait for a replica on when one came up."""
         self._announce_change()
         orphans, self._orphans = self._orphans, {}
         for active in orphans:
-            self._replay(active, replica)
+            self._replay(active)
 
     def _orphan(self, requests: list[RunningRequest], why: str) -> None:
         """Sends the requests of a lost replica elsewhere, or keeps them until one comes up."""
@@ -228,25 +241,35 @@ class ReplicaSet:
         waiting = [active for active in requests if not active.has_ended]
         if serving:
             for active in waiting:
-                self._replay(active, self._choose(active))
+                self._replay(active)
         elif waiting:
             now_s = self._clock.now()
             self._orphans.update(dict.fromkeys(waiting, now_s))
             asyncio.get_running_loop().call_later(self._replay_timeout_s, self._give_up, now_s, why)
 
-    def _replay(self, active: RunningRequest, replica: Replica) -> None:
-        self._report(
-            "request_replayed",
-            request_id=active.request.request_id,
-            replica_id=replica.id,
-            generated_token_count=active.generated_token_count,
-        )
-        self.replay_count += 1
-        self._homes[active] = replica
+    def _replay(self, active: RunningRequest) -> None:
+        """Sends a request to the best replica, or fails it if there is none for it."""
         try:
+            replica = self._choose(active)
+            self._report(
+                "request_replayed",
+                request_id=active.request.request_id,
+                replica_id=replica.id,
+                generated_token_count=active.generated_token_count,
+            )
+            self.replay_count += 1
+            self._homes[active] = replica
             replica.submit(active)
         except HeadraceError as error:
             active.fail(error)
+
+    async def _drop_unwanted_adapters(self) -> None:
+        """Has the engines drop, for as long as there are any, what the last request has let go."""
+        while True:
+            await self.adapters.unwanted.wait()
+            self.adapters.unwanted.clear()
+            for replica in self._connected():
+                await replica.drop_unwanted_adapters()
 
     def _give_up(self, orphaned_s: float, why: str) -> None:
         """Fails the requests that have waited for a replica since this moment."""
@@ -262,6 +285,9 @@ class ReplicaSet:
 
     def _serving(self) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state is ReplicaState.SERVING]
+
+    def _connected(self) -> list[Replica]:
+        return [replica for replica in self._replicas.values() if replica.scheduler is not None]
 
     def _find(self, replica_id: str) -> Replica:
         try:

@@ -155,7 +155,6 @@ class Validator:
             constraint=hold.constraint if hold is not None else None,
             grammar=hold.grammar if hold is not None else "",
             chat_output=ChatOutput() if expected is None or _wants_raw(request.prompt) else expected,
-            adapter=request.adapter,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
             deadline_s=request.deadline_s,

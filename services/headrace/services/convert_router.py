@@ -2,6 +2,7 @@
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.sampling import SamplingOptions
+from headrace.router.adapter_table import Adapter
 from headrace.router.field_checks import RequestLimits
 from headrace.router.pipeline import Capabilities, ServedModel
 from headrace.router.replica import ReplicaState, ReplicaStatus
@@ -78,6 +79,11 @@ def replica_to_proto(status: ReplicaStatus, model: str) -> pb.Replica:
         load=_load_to_proto(status.stats, status.profile),
         restart_count=status.restart_count,
     )
+
+
+def adapter_to_proto(adapter: Adapter) -> pb.Adapter:
+    """Returns an adapter as ListAdapters shows it."""
+    return pb.Adapter(name=adapter.name, source=adapter.source, rank=adapter.rank)
 
 
 def _embedding_to_proto(description: EngineDescription, limits: RequestLimits) -> pb.EmbeddingLimits:

@@ -30,6 +30,9 @@ class LogLevel(StrEnum):
 class Event(StrEnum):
     """What a log line is about. `EVENT_TEXTS` explains each."""
 
+    ADAPTER_LOADED = "adapter_loaded"
+    ADAPTER_LOAD_FAILED = "adapter_load_failed"
+    ADAPTER_UNLOADED = "adapter_unloaded"
     CALL_CRASHED = "call_crashed"
     CALL_ENDED = "call_ended"
     DRAIN_ENDED = "drain_ended"
@@ -61,6 +64,9 @@ class Event(StrEnum):
 
 
 EVENT_TEXTS: Mapping[Event, str] = {
+    Event.ADAPTER_LOADED: "An adapter is on every replica, and requests may name it.",
+    Event.ADAPTER_LOAD_FAILED: "An adapter cannot be loaded, or not again on a replica, which gets no request for it.",
+    Event.ADAPTER_UNLOADED: "An adapter was taken back; replicas drop it when no request uses it any more.",
     Event.CALL_CRASHED: "A call met a bug; the line holds the traceback that its caller does not get.",
     Event.CALL_ENDED: "A call ended, well or not. Health checks, reflection and watches are logged at `debug`.",
     Event.DRAIN_ENDED: "The server has no calls left, or has ended the ones that took too long.",
@@ -92,6 +98,7 @@ EVENT_TEXTS: Mapping[Event, str] = {
 }
 
 KEY_TEXTS: Mapping[str, str] = {
+    "adapter": "Name of an adapter.",
     "address": "Where a server listens or a shard is reached.",
     "addresses": "Where the ranks of a replica are reached, or a server listens.",
     "code": "Status of a call, as gRPC names it.",
@@ -109,12 +116,14 @@ KEY_TEXTS: Mapping[str, str] = {
     "message_count": "Messages sent in a response stream.",
     "method": "Full name of a gRPC method.",
     "pid": "Id of a process.",
+    "rank": "Rank of an adapter's matrices.",
     "reason": "Constant reason of an error, as in `google.rpc.ErrorInfo`.",
     "replica_id": "Id of a replica.",
     "request_count": "Requests concerned.",
     "request_id": "Id of a request, from `x-request-id` or chosen by the server.",
     "restart_in_s": "When a process is started again, in seconds from now.",
     "sequence_id": "Id of a sequence within the router.",
+    "size_bytes": "Memory that it takes, in bytes.",
     "shard": "Number of a supervised shard, from 0.",
     "step_id": "Number of a step.",
     "timestamp": "Moment in UTC, ISO 8601.",
@@ -141,6 +150,7 @@ def report(event: str, /, **fields: object) -> None:
 
 
 _WARNINGS = {
+    Event.ADAPTER_LOAD_FAILED,
     Event.PLAN_REJECTED,
     Event.REPLICA_LOST,
     Event.REPLICA_REFUSED,

@@ -2,14 +2,16 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineConnector
-from headrace.contract.errors import Draining
+from headrace.contract.errors import Draining, StartupError
+from headrace.router.adapter_desk import AdapterDesk
+from headrace.router.adapter_table import AdapterTable
 from headrace.router.admission import Admission, AdmissionLimits
 from headrace.router.embedding_pipeline import EmbeddingPipeline
 from headrace.router.pipeline import Pipeline, ServedModel
@@ -54,6 +56,8 @@ class RouterOptions:
     """How long requests of a lost replica wait for one to come back."""
     stall_timeout_s: float
     """A reader that takes nothing for so long is cut off."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """PEFT folders by the names that requests have for them, loaded before any replica serves."""
     allows_remote_plaintext: bool = False
     """Whether to listen beyond loopback without encryption."""
 
@@ -81,7 +85,9 @@ class RouterApp:
             replay_timeout_s=options.replay_timeout_s,
             clock=clock,
             report=report,
+            adapters=AdapterTable(options.adapters),
         )
+        self._adapters = AdapterDesk(self.replicas, model_name=model.card.name, report=report)
         self.pipeline = Pipeline(
             model=model,
             admission=Admission(options.admission, clock),
@@ -116,11 +122,17 @@ class RouterApp:
 
         A bug in one of the loops ends this call with its exception: better a
         restarted router than one that looks well and answers nobody.
+
+        Raises:
+            StartupError: an adapter that the options name cannot be loaded.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.replicas.run(shards), name="replicas")
-            group.create_task(self._stall_watch.run(), name="stall watch")
-            group.create_task(self._follow_replicas(), name="health")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.replicas.run(shards), name="replicas")
+                group.create_task(self._stall_watch.run(), name="stall watch")
+                group.create_task(self._follow_replicas(), name="health")
+        except* StartupError as errors:
+            raise _first_of(errors) from errors
 
     async def wait_serving(self) -> None:
         """Waits until a replica takes requests."""
@@ -146,7 +158,9 @@ class RouterApp:
     def _add_services(self) -> None:
         generate = GenerateServicer(self.pipeline, self._stall_watch, self._clock)
         embedding = EmbeddingServicer(self._embeddings, self._clock)
-        router = RouterServicer(self.pipeline, message_size_bytes=self._options.server.message_size_limit_bytes)
+        router = RouterServicer(
+            self.pipeline, self._adapters, message_size_bytes=self._options.server.message_size_limit_bytes
+        )
         health = HealthServicer(self.pipeline, self._clock)
         self.server.add(
             generate_service_pb2.DESCRIPTOR.services_by_name["GenerateService"],
@@ -170,3 +184,8 @@ def _trace_requests(pipeline: Pipeline, tracing: "Tracing") -> None:
     from headrace.services.telemetry.request_spans import RequestSpans  # noqa: PLC0415  # see above
 
     pipeline.desk.meter.tell = RequestSpans(tracing, pipeline.model.card.name).tell
+
+
+def _first_of(errors: BaseExceptionGroup[StartupError]) -> StartupError:
+    first = errors.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -220,6 +220,7 @@ def router_options(settings: RouterOnlySettings) -> RouterOptions:
         ),
         drain=DrainTimes(propagation_s=settings.propagation_s, timeout_s=settings.drain_timeout_s),
         replay_timeout_s=settings.replay_timeout_s,
+        adapters=settings.adapters,
         stall_timeout_s=settings.stall_timeout_s,
         allows_remote_plaintext=settings.insecure,
     )

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 
 import grpc.aio
 
-from headrace.contract.errors import AdapterNotFound, FeatureUnsupported, InvalidRequest
+from headrace.contract.errors import InvalidRequest
+from headrace.router.adapter_desk import AdapterDesk
 from headrace.router.pipeline import Pipeline
 from headrace.router.replica import ReplicaStatus
 from headrace.services.address import parse_address
-from headrace.services.convert_router import model_to_proto, replica_to_proto
+from headrace.services.convert_router import adapter_to_proto, model_to_proto, replica_to_proto
 from headrace.services.duration import duration_to_proto
 from headrace.v1 import router_service_pb2 as pb
 from headrace.v1 import router_service_pb2_grpc
@@ -20,10 +21,11 @@ DEFAULT_INTERVAL_S = 1.0
 
 
 class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
-    """Reads and operates one pipeline and its replicas."""
+    """Reads and operates one pipeline, its replicas and its adapters."""
 
-    def __init__(self, pipeline: Pipeline, *, message_size_bytes: int) -> None:
+    def __init__(self, pipeline: Pipeline, adapters: AdapterDesk, *, message_size_bytes: int) -> None:
         self._pipeline = pipeline
+        self._adapters = adapters
         self._message_size_bytes = message_size_bytes
 
     async def ListModels(  # noqa: N802
@@ -101,23 +103,24 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     async def ListAdapters(  # noqa: N802
         self, request: pb.ListAdaptersRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListAdaptersResponse:
-        """Lists the loaded adapters: none, since no engine of this release loads any."""
+        """Lists the adapters that requests may name."""
         self._pipeline.check_model(request.model)
-        return pb.ListAdaptersResponse()
+        return pb.ListAdaptersResponse(adapters=map(adapter_to_proto, self._pipeline.adapters.adapters()))
 
     async def LoadAdapter(  # noqa: N802
         self, request: pb.LoadAdapterRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> pb.LoadAdapterResponse:
-        """Refuses: no engine of this release loads adapters."""
+        """Loads an adapter on every replica."""
         self._pipeline.check_model(request.model)
-        raise FeatureUnsupported("adapter", "the engine cannot load adapters")
+        return pb.LoadAdapterResponse(adapter=adapter_to_proto(await self._adapters.load(request.name, request.source)))
 
     async def UnloadAdapter(  # noqa: N802
         self, request: pb.UnloadAdapterRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> pb.UnloadAdapterResponse:
-        """Finds no adapter, since none can be loaded."""
+        """Takes an adapter from new requests; those that have it go on."""
         self._pipeline.check_model(request.model)
-        raise AdapterNotFound(f"no adapter {request.name!r} is loaded", metadata={"adapter": request.name})
+        self._adapters.unload(request.name)
+        return pb.UnloadAdapterResponse()
 
     async def FlushPrefixCache(  # noqa: N802
         self, request: pb.FlushPrefixCacheRequest, _context: grpc.aio.ServicerContext[object, object]

@@ -180,6 +180,9 @@ class RouterOnlySettings(CommonSettings):
     """What a watermark adds to the logits that it favours, where a request does not say."""
     watermark_by_default: bool = False
     """Mark the completions of requests that do not say whether to."""
+    adapter: Annotated[tuple[str, ...], Field(json_schema_extra={"aliases": ["lora-adapters"]})] = ()
+    """A LoRA adapter as NAME=SOURCE, where SOURCE is a PEFT folder that every shard can read; loaded before the first
+    request is taken. May be repeated."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back. One for several
     completions or embeddings counts as several."""
@@ -213,8 +216,14 @@ class RouterOnlySettings(CommonSettings):
         """Where to listen, parsed."""
         return _listen_address(self.listen, self.hostname, self.port)
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Sources of adapters by name."""
+        return {name: source for name, _, source in (item.partition("=") for item in self.adapter)}
+
     @model_validator(mode="after")
     def _check_router(self) -> Self:
+        _check_adapters(self.adapter, self.served_model_name)
         if self.watermark_by_default and not self.watermark_key_file:
             raise ValueError("watermark_by_default needs a watermark_key_file")
         if not self.model:
@@ -298,6 +307,17 @@ def _listen_address(listen: str, hostname: str | None, port: int | None) -> Addr
     if not isinstance(address, TcpAddress):
         return address
     return TcpAddress(address.host if hostname is None else hostname, address.port if port is None else port)
+
+
+def _check_adapters(items: tuple[str, ...], model_name: str) -> None:
+    seen = {model_name}
+    for item in items:
+        name, _, source = item.partition("=")
+        if not source:
+            raise ValueError(f"adapter {item!r} is not NAME=SOURCE")
+        if name in seen:
+            raise ValueError(f"two models or adapters are called {name!r}")
+        seen.add(name)
 
 
 def _check_listen(listen: str, hostname: str | None, port: int | None) -> None:

@@ -3,15 +3,23 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 
+from headrace.client.errors import error_from_rpc
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.engine import EngineDescription
-from headrace.contract.errors import PlanRejected, ShardLost
+from headrace.contract.errors import DeadlineExceeded, HeadraceError, PlanRejected, RequestError, ShardLost
 from headrace.contract.step import StepPlan, StepResult
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.services.convert_step import plan_to_proto, result_from_proto
+
+if TYPE_CHECKING:  # the stub exists for type checkers alone
+    from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
+
+ADAPTER_TIMEOUT_S = 60.0
+"""A shard reads an adapter from a disk that may be slow, and its running step may be long."""
 
 StepCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.StepRequest, pb.StepResponse]"
 
@@ -45,8 +53,10 @@ class ShardChannel:
         channel: grpc.aio.Channel,
         call: StepCall,
         outbox: Outbox,
+        stub: "ShardServiceAsyncStub",
     ) -> None:
         self._address = address
+        self._stub = stub
         self._description = description
         self._channel = channel
         self._call = call
@@ -59,6 +69,27 @@ class ShardChannel:
     def description(self) -> EngineDescription:
         """What the engine is."""
         return self._description
+
+    async def load_adapter(self, order: AdapterOrder) -> LoadedAdapter:
+        """Loads an adapter while steps go on; see StepEngine.load_adapter."""
+        self._check_alive()
+        request = pb.LoadAdapterRequest(source=order.source, digest=order.digest)
+        try:
+            answer = await self._stub.LoadAdapter(request, timeout=ADAPTER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error, "load an adapter") from error
+        return LoadedAdapter(digest=answer.digest, rank=answer.rank, size_bytes=answer.size_bytes)
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Takes an adapter from sequences to come; see StepEngine.unload_adapter."""
+        # The order is not on the stream of the plans, and must not overtake one that still admits such a sequence.
+        if earlier := [future for _, future in self._unanswered]:
+            await asyncio.wait(earlier)
+        self._check_alive()
+        try:
+            await self._stub.UnloadAdapter(pb.UnloadAdapterRequest(digest=digest), timeout=ADAPTER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error, "unload an adapter") from error
 
     def step(self, plan: StepPlan) -> asyncio.Future[StepResult]:
         """Sends a plan and returns its result as a future.
@@ -115,6 +146,17 @@ class ShardChannel:
             if not future.done():
                 future.set_exception(PlanRejected(f"the shard at {self._address} refused a plan: {error.details()}"))
         self._lose(ShardLost(message))
+
+    def _check_alive(self) -> None:
+        if self._lost.done():
+            raise self._lost.result()
+
+    def _explain(self, error: grpc.aio.AioRpcError, task: str) -> HeadraceError:
+        """Returns the shard's own error about an order, or that the shard is gone."""
+        explained = error_from_rpc(error, self._address)
+        if isinstance(explained, RequestError) and not isinstance(explained, DeadlineExceeded):
+            return explained
+        return ShardLost(f"the shard at {self._address} did not {task}: {explained.message}")
 
     def _lose(self, lost: ShardLost) -> None:
         if not self._lost.done():

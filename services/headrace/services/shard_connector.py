@@ -112,4 +112,4 @@ async def _open(
         call.cancel()
         raise
     description = description_from_proto(described.engine)
-    return ShardChannel(address=address, description=description, channel=channel, call=call, outbox=outbox)
+    return ShardChannel(address=address, description=description, channel=channel, call=call, outbox=outbox, stub=stub)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc.aio import ServicerContext
 
+from headrace.contract.adapter import AdapterOrder
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import InvalidRequest, NotReady, PlanRejected, ShardLost
 from headrace.contract.step import StepResult
@@ -93,6 +94,31 @@ class ShardServicer(ShardServiceServicer):
         except ValueError as error:
             raise InvalidRequest.of("vocabulary", str(error)) from error
         return pb.LoadVocabularyResponse()
+
+    async def LoadAdapter(  # noqa: N802  # the method's name in the contract
+        self, request: pb.LoadAdapterRequest, _context: ServicerContext[Any, Any]
+    ) -> pb.LoadAdapterResponse:
+        """Loads an adapter while steps go on.
+
+        Raises:
+            NotReady: the engine has not started.
+            ShardLost: another router took the shard over meanwhile.
+            RequestError: as Engine.prepare_adapter.
+        """
+        order = AdapterOrder(source=request.source, digest=request.digest)
+        loaded = await asyncio.wrap_future(self._ready_worker().load_adapter(order))
+        return pb.LoadAdapterResponse(digest=loaded.digest, rank=loaded.rank, size_bytes=loaded.size_bytes)
+
+    async def UnloadAdapter(  # noqa: N802  # the method's name in the contract
+        self, request: pb.UnloadAdapterRequest, _context: ServicerContext[Any, Any]
+    ) -> pb.UnloadAdapterResponse:
+        """Takes an adapter from sequences to come.
+
+        Raises:
+            NotReady: the engine has not started.
+        """
+        await asyncio.wrap_future(self._ready_worker().drop_adapter(request.digest))
+        return pb.UnloadAdapterResponse()
 
     async def Step(  # noqa: N802  # the method's name in the contract
         self, request_iterator: AsyncIterable[pb.StepRequest], context: ServicerContext[Any, Any]

@@ -10,8 +10,10 @@ from grpc_status import rpc_status
 
 from headrace.contract.errors import (
     AdapterNotFound,
+    AdaptersFull,
     DeadlineExceeded,
     Draining,
+    DuplicateAdapter,
     DuplicateReplica,
     DuplicateRequest,
     FeatureUnsupported,
@@ -58,6 +60,8 @@ CODES: dict[type[HeadraceError], grpc.StatusCode] = {
     AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     ReplicaNotFound: grpc.StatusCode.NOT_FOUND,
     DuplicateRequest: grpc.StatusCode.ALREADY_EXISTS,
+    DuplicateAdapter: grpc.StatusCode.ALREADY_EXISTS,
+    AdaptersFull: grpc.StatusCode.FAILED_PRECONDITION,
     DuplicateReplica: grpc.StatusCode.ALREADY_EXISTS,
     ReplicaBusy: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,

@@ -6,6 +6,7 @@ from headrace.contract.step import AdmittedSequence
 
 FAKE_FIELDS = frozenset(
     {
+        "adapter",
         "sampling.temperature",
         "sampling.top_k",
         "sampling.top_p",
@@ -21,7 +22,7 @@ FAKE_FIELDS = frozenset(
 )
 """What an engine without a model can do."""
 
-NATIVE_FIELDS = FAKE_FIELDS | {
+NATIVE_FIELDS = (FAKE_FIELDS - {"adapter"}) | {
     "constraint",
     "sampling.min_p",
     "sampling.typical_p",

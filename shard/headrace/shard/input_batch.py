@@ -1,6 +1,8 @@
 """The batch that lives on the shard: its rows, their columns, and the plans that change them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +119,30 @@ class RowOutcomes:
     row_ends: tuple[RowEnd, ...]
 
 
+class RowAdapters(Protocol):
+    """Who uses which adapter, by the places of rows."""
+
+    def check_loaded(self, sequence_id: int, digest: str) -> None:
+        """Checks that a sequence may have an adapter.
+
+        Raises:
+            PlanRejected: it is not there.
+        """
+        ...
+
+    def fill(self, place: int, digest: str) -> None:
+        """Gives the row at a place an adapter, which is there."""
+        ...
+
+    def free(self, places: Iterable[int]) -> None:
+        """Takes the adapters from the rows at places that have one."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets every adapter and every row."""
+        ...
+
+
 class InputBatch:
     """Rows in the order that both sides keep: released ones leave, the others stay in order, admitted ones append.
 
@@ -125,8 +151,10 @@ class InputBatch:
     step is on whole columns; only admission looks at a sequence by itself.
     """
 
-    def __init__(self, description: EngineDescription) -> None:
+    def __init__(self, description: EngineDescription, adapters: "RowAdapters | None" = None) -> None:
+        """Starts without rows. Without `adapters`, the description must not say that the engine has any."""
         self._description = description
+        self._adapters = adapters
         self.columns = BatchColumns()
         self.grammars = GrammarRows(description.vocabulary_size)
         """What rows are held to."""
@@ -140,8 +168,10 @@ class InputBatch:
         return len(self._places)
 
     def clear(self) -> None:
-        """Removes every row and forgets the last step id."""
+        """Removes every row and every adapter, and forgets the last step id."""
         self.columns.clear()
+        if self._adapters is not None:
+            self._adapters.clear()
         self._places = np.empty(0, dtype=np.int64)
         self._place_of.clear()
         self._last_step_id = 0
@@ -297,6 +327,8 @@ class InputBatch:
             released.append(place)
         self._places = self._places[~np.isin(self._places, released)]
         self.columns.free(released)
+        if self._adapters is not None:
+            self._adapters.free(released)
 
     def _admit(self, sequence: AdmittedSequence) -> None:
         if sequence.sequence_id in self._place_of:
@@ -304,7 +336,12 @@ class InputBatch:
         check_admitted(sequence, self._description)
         if sequence.grammar and not self.grammars.is_loaded:
             raise PlanRejected(f"sequence {sequence.sequence_id}: a grammar needs a vocabulary, and none was loaded")
+        if sequence.adapter:
+            assert self._adapters is not None, "check_admitted() refuses an adapter"
+            self._adapters.check_loaded(sequence.sequence_id, sequence.adapter)
         place = self.columns.take(sequence)
+        if self._adapters is not None and sequence.adapter:
+            self._adapters.fill(place, sequence.adapter)
         self.grammars.fill(place, sequence.grammar, sequence.token_ids[sequence.prompt_token_count :])
         self._place_of[sequence.sequence_id] = place
         self._places = np.append(self._places, place)

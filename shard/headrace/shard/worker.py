@@ -1,8 +1,10 @@
 """Runs an engine on a thread of its own, so that whoever feeds it never waits for a forward pass."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected, ShardLost
@@ -22,6 +24,7 @@ class Worker:
         self._engine = engine
         self._clock = clock or MonotonicClock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
         self._generation = 0
         self._is_usable = True
 
@@ -44,6 +47,19 @@ class Worker:
         """Tells the engine the model's tokens once the running step is done; see Engine.load_vocabulary."""
         return self._executor.submit(self._engine.load_vocabulary, vocabulary)
 
+    def load_adapter(self, order: AdapterOrder) -> Future[LoadedAdapter]:
+        """Reads an adapter while steps go on, and adds it between two of them.
+
+        Raises (from the future):
+            ShardLost: a reset or a close came before it was there.
+            FeatureUnsupported, InvalidRequest, AdaptersFull: see Engine.prepare_adapter.
+        """
+        return self._reader.submit(self._load_adapter, order, self._generation)
+
+    def drop_adapter(self, digest: str) -> Future[None]:
+        """Takes an adapter from the sequences of later plans; see Engine.drop_adapter."""
+        return self._executor.submit(self._engine.drop_adapter, digest)
+
     def reset(self) -> Future[None]:
         """Empties the batch once the running step is done; plans that wait fail with ShardLost."""
         self._generation += 1
@@ -52,6 +68,8 @@ class Worker:
     def close(self) -> None:
         """Waits for the running step and ends the thread; plans that wait fail with ShardLost. Safe to repeat."""
         self._generation += 1
+        # In this order: what is being read is handed to the engine's thread.
+        self._reader.shutdown(wait=True)
         self._executor.shutdown(wait=True)
 
     def _execute(self, plan: StepPlan, generation: int, submitted_at_s: float) -> StepResult:
@@ -64,6 +82,15 @@ class Worker:
         result = self._engine.execute(plan)
         self._is_usable = True
         return replace(result, timings=replace(result.timings, queued_s=queued_s))
+
+    def _load_adapter(self, order: AdapterOrder, generation: int) -> LoadedAdapter:
+        add = self._engine.prepare_adapter(order)
+        return self._executor.submit(self._add_adapter, add, generation).result()
+
+    def _add_adapter(self, add: Callable[[], LoadedAdapter], generation: int) -> LoadedAdapter:
+        if generation != self._generation:
+            raise ShardLost("the batch was given up before the adapter was read")
+        return add()
 
     def _reset(self) -> None:
         self._engine.reset()

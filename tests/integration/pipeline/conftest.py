@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.clock import MonotonicClock
 from headrace.contract.engine import EngineDescription, StepEngine
 from headrace.contract.errors import ShardLost
@@ -24,6 +25,7 @@ from headrace.contract.generation import (
 )
 from headrace.contract.sampling import SamplingOptions, StoppingOptions
 from headrace.contract.step import StepPlan, StepResult
+from headrace.router.adapter_table import AdapterTable
 from headrace.router.admission import Admission, AdmissionLimits
 from headrace.router.model_card import load_model_card, load_tokenizer
 from headrace.router.pipeline import Pipeline, ServedModel
@@ -43,10 +45,25 @@ class LocalEngine:
         self._pending: set[asyncio.Future[StepResult]] = set()
         self._lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
         self.plans: list[StepPlan] = []
+        self.orders: list[AdapterOrder | str] = []
+        """What was loaded, and the digests of what was unloaded."""
+        self.may_load = asyncio.Event()
+        self.may_load.set()
 
     @property
     def description(self) -> EngineDescription:
         return self._worker.description
+
+    async def load_adapter(self, order: AdapterOrder) -> LoadedAdapter:
+        await self.may_load.wait()
+        if self._lost.done():
+            raise self._lost.result()
+        self.orders.append(order)
+        return await asyncio.wrap_future(self._worker.load_adapter(order))
+
+    async def unload_adapter(self, digest: str) -> None:
+        self.orders.append(digest)
+        await asyncio.wrap_future(self._worker.drop_adapter(digest))
 
     def step(self, plan: StepPlan) -> Awaitable[StepResult]:
         self.plans.append(plan)
@@ -67,6 +84,10 @@ class LocalEngine:
             future.set_exception(error)
         else:
             future.set_result(answered.result())
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost.done()
 
     async def wait_lost(self) -> ShardLost:
         return await asyncio.shield(self._lost)
@@ -193,6 +214,7 @@ def start(served_model: ServedModel) -> Callable[..., object]:
         waiting_token_limit: int = 1_000_000,
         replay_timeout_s: float = 30.0,
         is_connected: bool = True,
+        adapters: dict[str, str] | None = None,
     ) -> AsyncIterator[Bench]:
         clock = MonotonicClock()
         connector = LocalConnector(make or (lambda: FakeEngine(engine or FakeOptions())))
@@ -211,6 +233,7 @@ def start(served_model: ServedModel) -> Callable[..., object]:
             replay_timeout_s=replay_timeout_s,
             clock=clock,
             report=report_nothing,
+            adapters=AdapterTable(adapters),
         )
         ids, seeds = itertools.count(), itertools.count(1)
         with ThreadPoolExecutor(2) as executor:

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.contract.embedding import EmbeddingRequest
 from headrace.contract.errors import (
+    AdapterNotFound,
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
@@ -222,11 +223,14 @@ async def test_what_is_not_there_is_refused(start: Start) -> None:
     async with start() as bench:
         with pytest.raises(ModelNotFound):
             await vectors(bench, asking((1,), model="other"))
-        with pytest.raises(FeatureUnsupported, match="adapter"):
+        with pytest.raises(AdapterNotFound, match="mine"):
             await vectors(bench, asking((1,), adapter="mine"))
         bench.pipeline.desk.refuse_new(Draining("going away"))
         with pytest.raises(Draining):
             await vectors(bench, asking((1,)))
+    async with start(engine=FakeOptions(adapter_limit=0)) as bench:
+        with pytest.raises(FeatureUnsupported, match="adapter"):
+            await vectors(bench, asking((1,), adapter="mine"))
     async with start(engine=FakeOptions(hidden_size=0)) as bench:
         with pytest.raises(FeatureUnsupported, match="pooling: the engine has no embeddings"):
             await vectors(bench, asking((1,)))

@@ -141,7 +141,6 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"sampling": SamplingParams(min_p=0.1)}, "sampling.min_p"),
     ({"sampling": SamplingParams(repetition_penalty=1.3)}, "sampling.repetition_penalty"),
     ({"constraint": pb.Constraint(json_object=True)}, "constraint"),
-    ({"adapter": "mine"}, "adapter"),
     ({"output": pb.OutputOptions(processed_logprobs=True)}, "output.processed_logprobs"),
     ({"watermark": pb.Watermark(enabled=True)}, "watermark"),
     ({"speculation": True}, "speculation"),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from peft_folders import write_peft_folder
 
 from headrace.shard.engines.fake import FakeOptions
 from headrace.shard.engines.fake_oracle import expected_tokens
@@ -102,13 +104,41 @@ async def test_load_is_told_once_and_watched(deploy: Deploy) -> None:
         assert await code_of(anext(aiter(too_quick))) is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_adapters_are_refused_by_name(deploy: Deploy) -> None:
-    async with deploy() as server:
+async def test_an_engine_without_adapters_refuses_them_by_name(deploy: Deploy) -> None:
+    async with deploy(engine=FakeOptions(adapter_limit=0)) as server:
         assert not (await server.router.ListAdapters(pb.ListAdaptersRequest())).adapters
         load = server.router.LoadAdapter(pb.LoadAdapterRequest(name="a", source="/nowhere"))
         assert await code_of(load) is grpc.StatusCode.UNIMPLEMENTED
         unload = server.router.UnloadAdapter(pb.UnloadAdapterRequest(name="a"))
         assert await code_of(unload) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_adapters_come_and_go_while_requests_run(deploy: Deploy, tmp_path: Path) -> None:
+    source = str(write_peft_folder(tmp_path / "poet", r=6))
+    adapter = pb.Adapter(name="poet", source=source, rank=6)
+    order = pb.LoadAdapterRequest(name="poet", source=source)
+    async with deploy(shard_count=2) as server:
+        request = request_of(5)
+        plain = await server.generate.Generate(request)
+        request.adapter = "poet"
+        assert await code_of(server.generate.Generate(request)) is grpc.StatusCode.NOT_FOUND
+        assert (await server.router.LoadAdapter(order)).adapter == adapter
+        assert await code_of(server.router.LoadAdapter(order)) is grpc.StatusCode.ALREADY_EXISTS
+        assert list((await server.router.ListAdapters(pb.ListAdaptersRequest())).adapters) == [adapter]
+        adapted = await server.generate.Generate(request)
+        assert adapted.completions[0].token_ids != plain.completions[0].token_ids
+        await server.router.UnloadAdapter(pb.UnloadAdapterRequest(name="poet"))
+        assert await code_of(server.generate.Generate(request)) is grpc.StatusCode.NOT_FOUND
+        assert not (await server.router.ListAdapters(pb.ListAdaptersRequest())).adapters
+
+
+async def test_an_adapter_that_cannot_be_is_refused(deploy: Deploy) -> None:
+    async with deploy() as server:
+        for name, source in (("", "/x"), ("poet", ""), ("poet", "/nowhere"), ("test-model", "/x")):
+            load = server.router.LoadAdapter(pb.LoadAdapterRequest(name=name, source=source))
+            assert await code_of(load) is grpc.StatusCode.INVALID_ARGUMENT
+        other = server.router.LoadAdapter(pb.LoadAdapterRequest(name="poet", source="/x", model="other"))
+        assert await code_of(other) is grpc.StatusCode.NOT_FOUND
 
 
 async def test_flushing_makes_the_next_request_compute_all(deploy: Deploy) -> None:

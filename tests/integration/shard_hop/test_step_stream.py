@@ -1,12 +1,15 @@
 """Plans cross to the shard and results come back, in order, for one router at a time."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+from peft_folders import write_peft_folder
 
-from headrace.contract.errors import PlanRejected, ShardLost, StartupError
+from headrace.contract.adapter import AdapterOrder
+from headrace.contract.errors import InvalidRequest, PlanRejected, ShardLost, StartupError
 from headrace.contract.step import StepPlan
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceStub
@@ -214,3 +217,37 @@ async def test_a_plan_over_the_size_limit_is_lost_with_the_limit_named(tmp_path:
         with pytest.raises(ShardLost, match="4096"):
             await engine.step(StepPlan(step_id=1, held_rows=tuple(range(10_000))))
         await engine.aclose()
+
+
+async def test_an_unload_does_not_overtake_the_plans_before_it(shard: Shard, tmp_path: Path) -> None:
+    shard.serve()
+    engine = await CONNECTOR.connect((shard.address,), ignore)
+    source = str(write_peft_folder(tmp_path / "poet"))
+    loaded = await engine.load_adapter(AdapterOrder(source=source))
+    assert (loaded.rank, await engine.load_adapter(AdapterOrder(source=source, digest=loaded.digest))) == (4, loaded)
+    shard.may_step.clear()
+    plan = admission(1)
+    step = engine.step(replace(plan, admitted=(replace(plan.admitted[0], adapter=loaded.digest),)))
+    unloading = asyncio.ensure_future(engine.unload_adapter(loaded.digest))
+    await shard.has_stepped.wait()
+    assert not unloading.done()
+    shard.may_step.set()
+    assert (await step).token_counts == (1,)
+    await unloading
+    other = replace(plan.admitted[0], sequence_id=2, adapter=loaded.digest)
+    with pytest.raises(PlanRejected, match="is not loaded"):
+        await engine.step(StepPlan(step_id=2, admitted=(other,)))
+    await engine.aclose()
+
+
+async def test_what_is_wrong_with_an_adapter_comes_back_by_name(shard: Shard, tmp_path: Path) -> None:
+    shard.serve()
+    engine = await CONNECTOR.connect((shard.address,), ignore)
+    with pytest.raises(InvalidRequest, match="the model server cannot read") as caught:
+        await engine.load_adapter(AdapterOrder(source=str(tmp_path)))
+    assert caught.value.violations[0].field == "source"
+    await engine.aclose()
+    with pytest.raises(ShardLost):
+        await engine.load_adapter(AdapterOrder(source=str(tmp_path)))
+    with pytest.raises(ShardLost):
+        await engine.unload_adapter("0123")

@@ -87,8 +87,10 @@ from headrace.client.sync_stream import GenerationStream
 from headrace.client.watermark import WatermarkEvidence, detect_watermark
 from headrace.contract.errors import (
     AdapterNotFound,
+    AdaptersFull,
     DeadlineExceeded,
     Draining,
+    DuplicateAdapter,
     DuplicateReplica,
     DuplicateRequest,
     FeatureUnsupported,
@@ -119,6 +121,7 @@ __all__ = [
     "SERVICE_CONFIG_JSON",
     "Adapter",
     "AdapterNotFound",
+    "AdaptersFull",
     "AsyncClient",
     "AsyncGenerationStream",
     "CallOptions",
@@ -132,6 +135,7 @@ __all__ = [
     "DeadlineExceeded",
     "Delta",
     "Draining",
+    "DuplicateAdapter",
     "DuplicateReplica",
     "DuplicateRequest",
     "EbnfGrammar",

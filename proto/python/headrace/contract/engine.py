@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.errors import ShardLost
 from headrace.contract.generation import GenerationEvent, ValidRequest
 from headrace.contract.step import StepPlan, StepResult
@@ -43,13 +44,35 @@ class EngineDescription:
 class StepEngine(Protocol):
     """Runs one batch, step by step, in order. The router schedules.
 
-    Owned by one task. A new engine starts with an empty batch and KV blocks of
-    unknown content.
+    Owned by one task. A new engine starts with an empty batch, without adapters
+    and with KV blocks of unknown content.
     """
 
     @property
     def description(self) -> EngineDescription:
         """What the engine is."""
+        ...
+
+    async def load_adapter(self, order: AdapterOrder) -> LoadedAdapter:
+        """Loads an adapter while steps go on, and returns it when sequences may ask for it. Safe to repeat.
+
+        Raises:
+            FeatureUnsupported: the engine has no adapters.
+            InvalidRequest: the source holds none that fits the model, or another than the order says.
+            AdaptersFull: there is no room.
+            ShardLost: the engine is gone.
+        """
+        ...
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Takes an adapter from sequences to come; its memory is free when the last row that has it is released.
+
+        Steps that were handed over before may still admit sequences that ask for
+        it. Safe for one that is not there.
+
+        Raises:
+            ShardLost: the engine is gone.
+        """
         ...
 
     def step(self, plan: StepPlan) -> Awaitable[StepResult]:

@@ -6,6 +6,8 @@
     │   ├── FeatureUnsupported       the engine lacks an option
     │   ├── ModelNotFound
     │   ├── AdapterNotFound
+    │   ├── DuplicateAdapter         the name is in use
+    │   ├── AdaptersFull             another one has to be unloaded first
     │   ├── ReplicaNotFound
     │   ├── DuplicateRequest         the request id is in use
     │   ├── DuplicateReplica         the address is in use
@@ -104,6 +106,18 @@ class AdapterNotFound(RequestError):
     """No adapter of this name is loaded."""
 
     reason = "ADAPTER_NOT_FOUND"
+
+
+class DuplicateAdapter(RequestError):
+    """An adapter of this name is loaded, or being loaded."""
+
+    reason = "DUPLICATE_ADAPTER"
+
+
+class AdaptersFull(RequestError):
+    """The engine holds as many adapters as it may."""
+
+    reason = "ADAPTERS_FULL"
 
 
 class ReplicaNotFound(RequestError):

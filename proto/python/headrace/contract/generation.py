@@ -195,6 +195,7 @@ class ValidRequest:
     chat_output: ChatOutput = field(default_factory=ChatOutput)
     """What is taken out of the text; by default nothing."""
     adapter: str = ""
+    """Digest of the adapter, which a name stood for when the request came; empty for the base model."""
     priority: int = 0
     cache_salt: str = ""
     deadline_s: float | None = None

@@ -49,6 +49,7 @@ class AdmittedSequence:
     grammar: str = ""
     """What the completion has to belong to, in llguidance's notation; empty for none."""
     adapter: str = ""
+    """Digest of an adapter that is loaded; empty for the base model."""
     pooling: PoolingOptions | None = None
     """Pools the hidden states of the prompt in place of drawing tokens."""
     may_draft: bool = False

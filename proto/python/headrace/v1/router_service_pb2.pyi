@@ -849,7 +849,9 @@ class LoadAdapterRequest(google.protobuf.message.Message):
     model: builtins.str
     """Name of the model. Empty means the only model."""
     name: builtins.str
-    """Name that requests will use."""
+    """Name that requests will use: up to 128 letters, digits and any of `._/:-`,
+    other than the model's own.
+    """
     source: builtins.str
     """A PEFT folder that every replica can read."""
     def __init__(

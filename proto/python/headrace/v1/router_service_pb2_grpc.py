@@ -194,18 +194,23 @@ class RouterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Loads a LoRA adapter on every replica of a model.
+        """Loads a LoRA adapter on every replica of a model, while requests go on. A
+        replica that comes later, or back, loads it before it serves.
 
-        Errors: `NOT_FOUND`, `ALREADY_EXISTS`, `UNIMPLEMENTED`.
+        Errors: `INVALID_ARGUMENT` for a name or a source that will not do,
+        `NOT_FOUND` for an unknown model, `ALREADY_EXISTS` for a name in use,
+        `FAILED_PRECONDITION` when a replica has no room, `UNIMPLEMENTED` for an
+        engine without adapters, `UNAVAILABLE` while no replica is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Unloads an adapter once the requests that use it have ended.
+        """Unloads an adapter once the requests that use it have ended. New requests
+        find it gone at once, and its name is free.
 
-        Errors: `NOT_FOUND`, `UNIMPLEMENTED`.
+        Errors: `NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -403,15 +403,20 @@ class RouterServiceStub(typing.Generic[_RouterServiceListModelsType, _RouterServ
     """
 
     LoadAdapter: _RouterServiceLoadAdapterType
-    """Loads a LoRA adapter on every replica of a model.
+    """Loads a LoRA adapter on every replica of a model, while requests go on. A
+    replica that comes later, or back, loads it before it serves.
 
-    Errors: `NOT_FOUND`, `ALREADY_EXISTS`, `UNIMPLEMENTED`.
+    Errors: `INVALID_ARGUMENT` for a name or a source that will not do,
+    `NOT_FOUND` for an unknown model, `ALREADY_EXISTS` for a name in use,
+    `FAILED_PRECONDITION` when a replica has no room, `UNIMPLEMENTED` for an
+    engine without adapters, `UNAVAILABLE` while no replica is ready.
     """
 
     UnloadAdapter: _RouterServiceUnloadAdapterType
-    """Unloads an adapter once the requests that use it have ended.
+    """Unloads an adapter once the requests that use it have ended. New requests
+    find it gone at once, and its name is free.
 
-    Errors: `NOT_FOUND`, `UNIMPLEMENTED`.
+    Errors: `NOT_FOUND`.
     """
 
     FlushPrefixCache: _RouterServiceFlushPrefixCacheType
@@ -585,9 +590,13 @@ class RouterServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.v1.router_service_pb2.LoadAdapterRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.v1.router_service_pb2.LoadAdapterResponse, collections.abc.Awaitable[headrace.v1.router_service_pb2.LoadAdapterResponse]]:
-        """Loads a LoRA adapter on every replica of a model.
+        """Loads a LoRA adapter on every replica of a model, while requests go on. A
+        replica that comes later, or back, loads it before it serves.
 
-        Errors: `NOT_FOUND`, `ALREADY_EXISTS`, `UNIMPLEMENTED`.
+        Errors: `INVALID_ARGUMENT` for a name or a source that will not do,
+        `NOT_FOUND` for an unknown model, `ALREADY_EXISTS` for a name in use,
+        `FAILED_PRECONDITION` when a replica has no room, `UNIMPLEMENTED` for an
+        engine without adapters, `UNAVAILABLE` while no replica is ready.
         """
 
     @abc.abstractmethod
@@ -596,9 +605,10 @@ class RouterServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.v1.router_service_pb2.UnloadAdapterRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.v1.router_service_pb2.UnloadAdapterResponse, collections.abc.Awaitable[headrace.v1.router_service_pb2.UnloadAdapterResponse]]:
-        """Unloads an adapter once the requests that use it have ended.
+        """Unloads an adapter once the requests that use it have ended. New requests
+        find it gone at once, and its name is free.
 
-        Errors: `NOT_FOUND`, `UNIMPLEMENTED`.
+        Errors: `NOT_FOUND`.
         """
 
     @abc.abstractmethod

@@ -1,6 +1,6 @@
 """An engine without a model: it finds its own mistakes, and everybody else's, in the tokens it produces.
 
-Its KV cache holds token ids. To draw, it reads a row's tokens back through the
+Its KV cache holds token ids, raised by a number of the row's adapter. To draw, it reads a row's tokens back through the
 block table and hashes them, so a wrong table, a block shared by mistake, a
 chunk that was never computed or a token out of place changes the output.
 """
@@ -15,15 +15,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import FeatureUnsupported, PlanRejected
 from headrace.contract.step import RowError, RowLogprobs, RowVector, StepPlan, StepResult, StepTimings
 from headrace.contract.vocabulary import Vocabulary
+from headrace.shard.adapter_files import read_adapter_files
+from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
 from headrace.shard.capabilities import FAKE_FIELDS
-from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, drawn_share, hidden_state
+from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, adapter_offset, drawn_share, hidden_state
 from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
 from headrace.shard.options import OptionValue, parse_options
+from headrace.shard.peft_config import parse_peft_config
 from headrace.shard.pooler import Pooler
 
 POISON_EXIT_STATUS = 86
@@ -51,6 +55,8 @@ class FakeOptions:
     """One draw in this many ends the sequence; 0 means none."""
     poison_token_id: int = -1
     """Computing this token ends the process at once, as a crash would; -1 means none."""
+    adapter_limit: int = 16
+    """Most adapters at the same time; 0 makes it an engine without adapters."""
     error_token_id: int = -1
     """Computing this token fails its row; -1 means none."""
 
@@ -100,7 +106,8 @@ class FakeEngine:
         self._on_step = on_step
         self._model = options.model
         self._description = _describe(options)
-        self._batch = InputBatch(self._description)
+        self._adapters = AdapterRows[int](AdapterLimits(count=options.adapter_limit, size_bytes=1 << 40))
+        self._batch = InputBatch(self._description, self._adapters)
         self._pooler = Pooler()
         # What a block holds before it was ever computed is no token.
         self._blocks = np.full(options.block_count * options.block_size, -1, dtype=np.int64)
@@ -119,6 +126,19 @@ class FakeEngine:
         """Refuses: token ids are all that this engine knows."""
         raise FeatureUnsupported("constraint", "the fake engine holds no completion to a grammar")
 
+    def prepare_adapter(self, order: AdapterOrder) -> Callable[[], LoadedAdapter]:
+        """Reads an adapter's files, of which only their digest and the rank count."""
+        if self._options.adapter_limit == 0:
+            raise FeatureUnsupported("adapter", "this fake engine has no adapters")
+        files = read_adapter_files(order)
+        config = parse_peft_config(files.config, ("model.layers.0.mlp.up_proj",))
+        loaded = LoadedAdapter(digest=files.digest, rank=config.rank, size_bytes=len(files.weights))
+        return lambda: self._adapters.add(loaded, lambda: adapter_offset(files.digest))
+
+    def drop_adapter(self, digest: str) -> None:
+        """Takes an adapter from sequences to come."""
+        self._adapters.drop(digest)
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
         self._on_step(plan)
@@ -126,7 +146,7 @@ class FakeEngine:
         step = self._batch.apply(plan)
         flat = self._batch.flatten(step)
         prepared_s = self._clock.now()
-        self._compute(flat)
+        self._compute(step, flat)
         computed_s = self._clock.now()
         errors = self._find_errors(step, flat)
         failed = np.isin(step.rows, [error.row for error in errors])
@@ -150,12 +170,16 @@ class FakeEngine:
             vectors=vectors,
         )
 
-    def _compute(self, flat: FlatTokens) -> None:
+    def _compute(self, step: StepRows, flat: FlatTokens) -> None:
         if len(np.unique(flat.slot_ids)) < len(flat.slot_ids):
             raise PlanRejected("two tokens of the step have the same place in the KV cache")
         if (flat.token_ids == self._options.poison_token_id).any():
             os._exit(POISON_EXIT_STATUS)
         self._blocks[flat.slot_ids] = flat.token_ids
+        if not self._adapters.is_idle:
+            offsets, adapters = self._adapters.select(step.places)
+            row_offsets = np.array([*offsets, 0], dtype=np.int64)[adapters]
+            self._blocks[flat.slot_ids] += np.repeat(row_offsets, step.chunk_counts)
         duration_s = self._options.step_time_s + self._options.token_time_s * len(flat.token_ids)
         if duration_s > 0:
             self._sleep(duration_s)
@@ -277,7 +301,7 @@ def _describe(options: FakeOptions) -> EngineDescription:
         block_size=options.block_size,
         block_count=options.block_count,
         steps_in_flight=2,
-        supported_fields=FAKE_FIELDS,
+        supported_fields=FAKE_FIELDS if options.adapter_limit else FAKE_FIELDS - {"adapter"},
         end_of_sequence_token_ids=(options.end_of_sequence_token_id,),
         row_limit=options.row_limit,
         token_limit=options.token_limit,

@@ -60,9 +60,18 @@ def drawn_share(token_id: int) -> float:
     return 1 / (2 + token_id % 7)
 
 
-def digest_tokens(token_ids: Sequence[int]) -> int:
-    """Returns a hash of tokens and their order: the sum of (id + 1) * MULTIPLIER**index, modulo 2**64."""
-    return sum((token_id + 1) * pow(MULTIPLIER, index, 1 << 64) for index, token_id in enumerate(token_ids)) & _WORD
+def adapter_offset(digest: str) -> int:
+    """Returns the number that the fake engine adds to the tokens of a row with an adapter, as it keeps them."""
+    return mix(int(digest, 16) & _WORD) >> 16 if digest else 0
+
+
+def digest_tokens(token_ids: Sequence[int], adapter: str = "") -> int:
+    """Returns a hash of tokens, their order and the digest of their adapter.
+
+    It is the sum of (id + offset + 1) * MULTIPLIER**index, modulo 2**64.
+    """
+    start = 1 + adapter_offset(adapter)
+    return sum((token_id + start) * pow(MULTIPLIER, index, 1 << 64) for index, token_id in enumerate(token_ids)) & _WORD
 
 
 def hidden_state(digest: int, size: int) -> list[float]:
@@ -88,6 +97,7 @@ def expected_tokens(
     model: FakeModel | None = None,
     sampling: SamplingParams | None = None,
     stopping: RowStopRules | None = None,
+    adapter: str = "",
 ) -> tuple[int, ...]:
     """Returns what a fake engine generates after a prompt, an ending token included.
 
@@ -97,8 +107,9 @@ def expected_tokens(
         model: As the engine's options; the defaults if None.
         sampling: Only whether it is greedy, and the seed if it is not. None is greedy.
         stopping: When the sequence ends by itself; None never.
+        adapter: The digest of its adapter; empty for none.
     """
-    return expected_completion(prompt, count, model=model, sampling=sampling, stopping=stopping)[0]
+    return expected_completion(prompt, count, model=model, sampling=sampling, stopping=stopping, adapter=adapter)[0]
 
 
 def expected_completion(
@@ -108,6 +119,7 @@ def expected_completion(
     model: FakeModel | None = None,
     sampling: SamplingParams | None = None,
     stopping: RowStopRules | None = None,
+    adapter: str = "",
 ) -> tuple[tuple[int, ...], RowEnd | None]:
     """Returns as `expected_tokens`, and why the sequence ended, None if it goes on."""
     model = model or FakeModel()
@@ -116,7 +128,8 @@ def expected_completion(
     endings = dict.fromkeys(stopping.stop_token_ids, RowEnd.STOP_TOKEN)
     endings |= dict.fromkeys(stopping.end_of_sequence_token_ids, RowEnd.END_OF_SEQUENCE)
     generated: list[int] = []
-    digest, power = digest_tokens(prompt), pow(MULTIPLIER, len(prompt), 1 << 64)
+    start = 1 + adapter_offset(adapter)
+    digest, power = digest_tokens(prompt, adapter), pow(MULTIPLIER, len(prompt), 1 << 64)
     while len(generated) < count:
         barred = frozenset(endings) if len(generated) < stopping.min_new_token_count else frozenset[int]()
         position = len(prompt) + len(generated)
@@ -126,5 +139,5 @@ def expected_completion(
             return tuple(generated), endings[token_id]
         if position + 1 >= stopping.token_limit:
             return tuple(generated), RowEnd.TOKEN_LIMIT
-        digest, power = (digest + (token_id + 1) * power) & _WORD, (power * MULTIPLIER) & _WORD
+        digest, power = (digest + (token_id + start) * power) & _WORD, (power * MULTIPLIER) & _WORD
     return tuple(generated), None

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
+from headrace.contract.errors import FeatureUnsupported
 from headrace.contract.step import RowLogprobs, StepPlan, StepResult, StepTimings
 from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.engines.native_loader import NativeLoader
@@ -82,6 +84,13 @@ class NativeEngine:
     def load_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Takes the model's tokens; see Engine.load_vocabulary."""
         self._batch.grammars.load(vocabulary)
+
+    def prepare_adapter(self, _order: AdapterOrder) -> Callable[[], LoadedAdapter]:
+        """Refuses: the model code has no place for adapters."""
+        raise FeatureUnsupported("adapter", "the native engine cannot load adapters")
+
+    def drop_adapter(self, _digest: str) -> None:
+        """Has none to drop."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""

@@ -76,8 +76,13 @@ async def test_logprobs_of_both_endpoints(client: openai.AsyncOpenAI) -> None:
 
 async def test_an_option_that_the_engine_lacks_is_refused_by_openais_name(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(model="", messages=QUESTION, extra_body={"min_p": 0.1})
+    assert (caught.value.param, caught.value.code) == ("min_p", "unsupported")
+
+
+async def test_an_adapter_that_is_not_loaded_is_not_found(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no adapter 'x' is loaded"):
         await client.chat.completions.create(model="", messages=QUESTION, extra_body={"adapter": "x"})
-    assert (caught.value.param, caught.value.code) == ("adapter", "unsupported")
 
 
 async def test_prompts_of_every_form(rest: Any, client: openai.AsyncOpenAI) -> None:

@@ -99,7 +99,7 @@ async def test_tokens_and_where_they_are(rest: Any) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"truncate": 0}, "truncate"),
         ({"colour": "red"}, "colour"),
-        ({"adapter_id": "x"}, "adapter_id"),
+        ({"typical_p": 0.5}, "typical_p"),
     ],
 )
 async def test_a_wrong_parameter_is_422_before_anything_is_sent(

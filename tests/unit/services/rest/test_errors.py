@@ -17,7 +17,16 @@ from headrace.contract.errors import (
 from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
 from headrace.services.rest.errors import TABLE, HttpProblem, retry_after, words_of
 
-OPERATORS = {"ReplicaNotFound", "DuplicateReplica", "ReplicaBusy", "PlanRejected", "StartupError", "ServerError"}
+OPERATORS = {
+    "AdaptersFull",
+    "DuplicateAdapter",
+    "ReplicaNotFound",
+    "DuplicateReplica",
+    "ReplicaBusy",
+    "PlanRejected",
+    "StartupError",
+    "ServerError",
+}
 """Errors that no request over HTTP can bring: of RouterService's operations, of shards, and a class of classes."""
 
 ANTHROPIC_TYPES = {

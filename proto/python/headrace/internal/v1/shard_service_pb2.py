@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/internal/v1/shard_service.proto\x12\x14headrace.internal.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc3\x01\n\x10\x44\x65scribeResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .headrace.internal.v1.ShardState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x37\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\'.headrace.internal.v1.EngineDescription\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x12\n\nrank_count\x18\x06 \x01(\x05\"\x7f\n\x15LoadVocabularyRequest\x12\x13\n\x0btoken_bytes\x18\x01 \x01(\x0c\x12\x13\n\x0b\x62yte_counts\x18\x02 \x03(\x05\x12\x19\n\x11special_token_ids\x18\x03 \x03(\r\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x04 \x03(\r\"\x18\n\x16LoadVocabularyResponse\"\xdb\x02\n\x11\x45ngineDescription\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0bweight_type\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x63ontext_token_count\x18\x05 \x01(\x05\x12\x12\n\nblock_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\x05\x12\x17\n\x0fsteps_in_flight\x18\x08 \x01(\x05\x12\x18\n\x10supported_fields\x18\t \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\n \x03(\r\x12\x11\n\trow_limit\x18\x0b \x01(\x05\x12\x13\n\x0btoken_limit\x18\x0c \x01(\x05\x12\x13\n\x0bhidden_size\x18\r \x01(\x05\x12\x19\n\x11\x64raft_token_limit\x18\x14 \x01(\x05\"\xf7\x01\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x1d\n\x15released_sequence_ids\x18\x02 \x03(\x03\x12\x38\n\x08\x61\x64mitted\x18\x03 \x03(\x0b\x32&.headrace.internal.v1.AdmittedSequence\x12\x12\n\nblock_rows\x18\x04 \x03(\x05\x12\x14\n\x0c\x62lock_counts\x18\x05 \x03(\x05\x12\x11\n\tblock_ids\x18\x06 \x03(\x05\x12\x12\n\nchunk_rows\x18\x07 \x03(\x05\x12\x1a\n\x12\x63hunk_token_counts\x18\x08 \x03(\x05\x12\x11\n\theld_rows\x18\t \x03(\x05\"\xbc\x03\n\x10\x41\x64mittedSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1c\n\x14\x63omputed_token_count\x18\x04 \x01(\x05\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x36\n\x08sampling\x18\x06 \x01(\x0b\x32$.headrace.internal.v1.SamplingParams\x12\x31\n\x08stopping\x18\x07 \x01(\x0b\x32\x1f.headrace.internal.v1.StopRules\x12\x36\n\x08logprobs\x18\x08 \x01(\x0b\x32$.headrace.internal.v1.LogprobOptions\x12\x0f\n\x07grammar\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x0e\n\x06images\x18\x0b \x03(\x0c\x12\x35\n\x07pooling\x18\x0c \x01(\x0b\x32$.headrace.internal.v1.PoolingOptions\x12\x11\n\tmay_draft\x18\r \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x0e \x01(\t\"l\n\x0ePoolingOptions\x12.\n\x07pooling\x18\x01 \x01(\x0e\x32\x1d.headrace.internal.v1.Pooling\x12\x11\n\tnormalize\x18\x02 \x01(\x08\x12\x17\n\x0f\x64imension_count\x18\x03 \x01(\x05\"\xb5\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\ttypical_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x16\n\x0e\x62ias_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x62iases\x18\x0b \x03(\x02\x12\"\n\x1alength_penalty_start_index\x18\x0c \x01(\x05\x12#\n\x1blength_penalty_decay_factor\x18\r \x01(\x02\x12\x35\n\x0b\x62\x61nned_text\x18\x0e \x01(\x0b\x32 .headrace.internal.v1.BannedText\x12\x15\n\rwatermark_key\x18\x0f \x01(\x04\x12\x17\n\x0fwatermark_gamma\x18\x10 \x01(\x02\x12\x17\n\x0fwatermark_delta\x18\x11 \x01(\x02\"\xf0\x01\n\nBannedText\x12\x13\n\x0bstate_count\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11neutral_token_ids\x18\x03 \x03(\r\x12\x17\n\x0fstart_token_ids\x18\x04 \x03(\r\x12\x14\n\x0cstart_states\x18\x05 \x03(\x05\x12\x13\n\x0bmove_states\x18\x06 \x03(\x05\x12\x16\n\x0emove_token_ids\x18\x07 \x03(\r\x12\x18\n\x10move_next_states\x18\x08 \x03(\x05\x12\x12\n\nend_states\x18\t \x03(\x05\x12\x15\n\rend_token_ids\x18\n \x03(\r\"x\n\tStopRules\x12\x13\n\x0btoken_limit\x18\x01 \x01(\x05\x12\x1b\n\x13min_new_token_count\x18\x02 \x01(\x05\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x03 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\"W\n\x0eLogprobOptions\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x11\n\ttop_count\x18\x02 \x01(\x05\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x12\x11\n\tprocessed\x18\x04 \x01(\x08\"\x87\x03\n\x0cStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nended_rows\x18\x04 \x03(\x05\x12.\n\x08row_ends\x18\x05 \x03(\x0e\x32\x1c.headrace.internal.v1.RowEnd\x12.\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1e.headrace.internal.v1.RowError\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.headrace.internal.v1.RowLogprobs\x12\x32\n\x07timings\x18\x08 \x01(\x0b\x32!.headrace.internal.v1.StepTimings\x12\x30\n\x07vectors\x18\t \x03(\x0b\x32\x1f.headrace.internal.v1.RowVector\x12\x12\n\ndraft_rows\x18\n \x03(\x05\x12\x1a\n\x12\x64raft_token_counts\x18\x0b \x03(\x05\"(\n\tRowVector\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"7\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"x\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\x05\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"W\n\x0bStepTimings\x12\x10\n\x08queued_s\x18\x01 \x01(\x02\x12\x11\n\tprepare_s\x18\x02 \x01(\x02\x12\x11\n\tforward_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SHARD_STATE_STARTING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x16\n\x12SHARD_STATE_FAILED\x10\x03*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02*\x83\x01\n\x06RowEnd\x12\x17\n\x13ROW_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROW_END_END_OF_SEQUENCE\x10\x01\x12\x16\n\x12ROW_END_STOP_TOKEN\x10\x02\x12\x17\n\x13ROW_END_TOKEN_LIMIT\x10\x03\x12\x12\n\x0eROW_END_POOLED\x10\x04\x32\xa9\x02\n\x0cShardService\x12Y\n\x08\x44\x65scribe\x12%.headrace.internal.v1.DescribeRequest\x1a&.headrace.internal.v1.DescribeResponse\x12k\n\x0eLoadVocabulary\x12+.headrace.internal.v1.LoadVocabularyRequest\x1a,.headrace.internal.v1.LoadVocabularyResponse\x12Q\n\x04Step\x12!.headrace.internal.v1.StepRequest\x1a\".headrace.internal.v1.StepResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/internal/v1/shard_service.proto\x12\x14headrace.internal.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xc3\x01\n\x10\x44\x65scribeResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .headrace.internal.v1.ShardState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x37\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\'.headrace.internal.v1.EngineDescription\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x12\n\nrank_count\x18\x06 \x01(\x05\"\x7f\n\x15LoadVocabularyRequest\x12\x13\n\x0btoken_bytes\x18\x01 \x01(\x0c\x12\x13\n\x0b\x62yte_counts\x18\x02 \x03(\x05\x12\x19\n\x11special_token_ids\x18\x03 \x03(\r\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x04 \x03(\r\"\x18\n\x16LoadVocabularyResponse\"4\n\x12LoadAdapterRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"G\n\x13LoadAdapterResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"&\n\x14UnloadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\xdb\x02\n\x11\x45ngineDescription\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0bweight_type\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x63ontext_token_count\x18\x05 \x01(\x05\x12\x12\n\nblock_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\x05\x12\x17\n\x0fsteps_in_flight\x18\x08 \x01(\x05\x12\x18\n\x10supported_fields\x18\t \x03(\t\x12!\n\x19\x65nd_of_sequence_token_ids\x18\n \x03(\r\x12\x11\n\trow_limit\x18\x0b \x01(\x05\x12\x13\n\x0btoken_limit\x18\x0c \x01(\x05\x12\x13\n\x0bhidden_size\x18\r \x01(\x05\x12\x19\n\x11\x64raft_token_limit\x18\x14 \x01(\x05\"\xf7\x01\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x1d\n\x15released_sequence_ids\x18\x02 \x03(\x03\x12\x38\n\x08\x61\x64mitted\x18\x03 \x03(\x0b\x32&.headrace.internal.v1.AdmittedSequence\x12\x12\n\nblock_rows\x18\x04 \x03(\x05\x12\x14\n\x0c\x62lock_counts\x18\x05 \x03(\x05\x12\x11\n\tblock_ids\x18\x06 \x03(\x05\x12\x12\n\nchunk_rows\x18\x07 \x03(\x05\x12\x1a\n\x12\x63hunk_token_counts\x18\x08 \x03(\x05\x12\x11\n\theld_rows\x18\t \x03(\x05\"\xbc\x03\n\x10\x41\x64mittedSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1c\n\x14\x63omputed_token_count\x18\x04 \x01(\x05\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x36\n\x08sampling\x18\x06 \x01(\x0b\x32$.headrace.internal.v1.SamplingParams\x12\x31\n\x08stopping\x18\x07 \x01(\x0b\x32\x1f.headrace.internal.v1.StopRules\x12\x36\n\x08logprobs\x18\x08 \x01(\x0b\x32$.headrace.internal.v1.LogprobOptions\x12\x0f\n\x07grammar\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x0e\n\x06images\x18\x0b \x03(\x0c\x12\x35\n\x07pooling\x18\x0c \x01(\x0b\x32$.headrace.internal.v1.PoolingOptions\x12\x11\n\tmay_draft\x18\r \x01(\x08\x12\x14\n\x0ctrace_parent\x18\x0e \x01(\t\"l\n\x0ePoolingOptions\x12.\n\x07pooling\x18\x01 \x01(\x0e\x32\x1d.headrace.internal.v1.Pooling\x12\x11\n\tnormalize\x18\x02 \x01(\x08\x12\x17\n\x0f\x64imension_count\x18\x03 \x01(\x05\"\xb5\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\ttypical_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x16\n\x0e\x62ias_token_ids\x18\n \x03(\r\x12\x0e\n\x06\x62iases\x18\x0b \x03(\x02\x12\"\n\x1alength_penalty_start_index\x18\x0c \x01(\x05\x12#\n\x1blength_penalty_decay_factor\x18\r \x01(\x02\x12\x35\n\x0b\x62\x61nned_text\x18\x0e \x01(\x0b\x32 .headrace.internal.v1.BannedText\x12\x15\n\rwatermark_key\x18\x0f \x01(\x04\x12\x17\n\x0fwatermark_gamma\x18\x10 \x01(\x02\x12\x17\n\x0fwatermark_delta\x18\x11 \x01(\x02\"\xf0\x01\n\nBannedText\x12\x13\n\x0bstate_count\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11neutral_token_ids\x18\x03 \x03(\r\x12\x17\n\x0fstart_token_ids\x18\x04 \x03(\r\x12\x14\n\x0cstart_states\x18\x05 \x03(\x05\x12\x13\n\x0bmove_states\x18\x06 \x03(\x05\x12\x16\n\x0emove_token_ids\x18\x07 \x03(\r\x12\x18\n\x10move_next_states\x18\x08 \x03(\x05\x12\x12\n\nend_states\x18\t \x03(\x05\x12\x15\n\rend_token_ids\x18\n \x03(\r\"x\n\tStopRules\x12\x13\n\x0btoken_limit\x18\x01 \x01(\x05\x12\x1b\n\x13min_new_token_count\x18\x02 \x01(\x05\x12!\n\x19\x65nd_of_sequence_token_ids\x18\x03 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\"W\n\x0eLogprobOptions\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x11\n\ttop_count\x18\x02 \x01(\x05\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x12\x11\n\tprocessed\x18\x04 \x01(\x08\"\x87\x03\n\x0cStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nended_rows\x18\x04 \x03(\x05\x12.\n\x08row_ends\x18\x05 \x03(\x0e\x32\x1c.headrace.internal.v1.RowEnd\x12.\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1e.headrace.internal.v1.RowError\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.headrace.internal.v1.RowLogprobs\x12\x32\n\x07timings\x18\x08 \x01(\x0b\x32!.headrace.internal.v1.StepTimings\x12\x30\n\x07vectors\x18\t \x03(\x0b\x32\x1f.headrace.internal.v1.RowVector\x12\x12\n\ndraft_rows\x18\n \x03(\x05\x12\x1a\n\x12\x64raft_token_counts\x18\x0b \x03(\x05\"(\n\tRowVector\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"7\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"x\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\x05\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"W\n\x0bStepTimings\x12\x10\n\x08queued_s\x18\x01 \x01(\x02\x12\x11\n\tprepare_s\x18\x02 \x01(\x02\x12\x11\n\tforward_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SHARD_STATE_STARTING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x16\n\x12SHARD_STATE_FAILED\x10\x03*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02*\x83\x01\n\x06RowEnd\x12\x17\n\x13ROW_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROW_END_END_OF_SEQUENCE\x10\x01\x12\x16\n\x12ROW_END_STOP_TOKEN\x10\x02\x12\x17\n\x13ROW_END_TOKEN_LIMIT\x10\x03\x12\x12\n\x0eROW_END_POOLED\x10\x04\x32\xf7\x03\n\x0cShardService\x12Y\n\x08\x44\x65scribe\x12%.headrace.internal.v1.DescribeRequest\x1a&.headrace.internal.v1.DescribeResponse\x12k\n\x0eLoadVocabulary\x12+.headrace.internal.v1.LoadVocabularyRequest\x1a,.headrace.internal.v1.LoadVocabularyResponse\x12\x62\n\x0bLoadAdapter\x12(.headrace.internal.v1.LoadAdapterRequest\x1a).headrace.internal.v1.LoadAdapterResponse\x12h\n\rUnloadAdapter\x12*.headrace.internal.v1.UnloadAdapterRequest\x1a+.headrace.internal.v1.UnloadAdapterResponse\x12Q\n\x04Step\x12!.headrace.internal.v1.StepRequest\x1a\".headrace.internal.v1.StepResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.internal.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDSTATE']._serialized_start=3193
-  _globals['_SHARDSTATE']._serialized_end=3309
-  _globals['_POOLING']._serialized_start=3311
-  _globals['_POOLING']._serialized_end=3381
-  _globals['_ROWEND']._serialized_start=3384
-  _globals['_ROWEND']._serialized_end=3515
+  _globals['_SHARDSTATE']._serialized_start=3385
+  _globals['_SHARDSTATE']._serialized_end=3501
+  _globals['_POOLING']._serialized_start=3503
+  _globals['_POOLING']._serialized_end=3573
+  _globals['_ROWEND']._serialized_start=3576
+  _globals['_ROWEND']._serialized_end=3707
   _globals['_DESCRIBEREQUEST']._serialized_start=66
   _globals['_DESCRIBEREQUEST']._serialized_end=83
   _globals['_DESCRIBERESPONSE']._serialized_start=86
@@ -45,32 +45,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADVOCABULARYREQUEST']._serialized_end=410
   _globals['_LOADVOCABULARYRESPONSE']._serialized_start=412
   _globals['_LOADVOCABULARYRESPONSE']._serialized_end=436
-  _globals['_ENGINEDESCRIPTION']._serialized_start=439
-  _globals['_ENGINEDESCRIPTION']._serialized_end=786
-  _globals['_STEPREQUEST']._serialized_start=789
-  _globals['_STEPREQUEST']._serialized_end=1036
-  _globals['_ADMITTEDSEQUENCE']._serialized_start=1039
-  _globals['_ADMITTEDSEQUENCE']._serialized_end=1483
-  _globals['_POOLINGOPTIONS']._serialized_start=1485
-  _globals['_POOLINGOPTIONS']._serialized_end=1593
-  _globals['_SAMPLINGPARAMS']._serialized_start=1596
-  _globals['_SAMPLINGPARAMS']._serialized_end=2033
-  _globals['_BANNEDTEXT']._serialized_start=2036
-  _globals['_BANNEDTEXT']._serialized_end=2276
-  _globals['_STOPRULES']._serialized_start=2278
-  _globals['_STOPRULES']._serialized_end=2398
-  _globals['_LOGPROBOPTIONS']._serialized_start=2400
-  _globals['_LOGPROBOPTIONS']._serialized_end=2487
-  _globals['_STEPRESPONSE']._serialized_start=2490
-  _globals['_STEPRESPONSE']._serialized_end=2881
-  _globals['_ROWVECTOR']._serialized_start=2883
-  _globals['_ROWVECTOR']._serialized_end=2923
-  _globals['_ROWERROR']._serialized_start=2925
-  _globals['_ROWERROR']._serialized_end=2980
-  _globals['_ROWLOGPROBS']._serialized_start=2982
-  _globals['_ROWLOGPROBS']._serialized_end=3102
-  _globals['_STEPTIMINGS']._serialized_start=3104
-  _globals['_STEPTIMINGS']._serialized_end=3191
-  _globals['_SHARDSERVICE']._serialized_start=3518
-  _globals['_SHARDSERVICE']._serialized_end=3815
+  _globals['_LOADADAPTERREQUEST']._serialized_start=438
+  _globals['_LOADADAPTERREQUEST']._serialized_end=490
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=492
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=563
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=565
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=603
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=605
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=628
+  _globals['_ENGINEDESCRIPTION']._serialized_start=631
+  _globals['_ENGINEDESCRIPTION']._serialized_end=978
+  _globals['_STEPREQUEST']._serialized_start=981
+  _globals['_STEPREQUEST']._serialized_end=1228
+  _globals['_ADMITTEDSEQUENCE']._serialized_start=1231
+  _globals['_ADMITTEDSEQUENCE']._serialized_end=1675
+  _globals['_POOLINGOPTIONS']._serialized_start=1677
+  _globals['_POOLINGOPTIONS']._serialized_end=1785
+  _globals['_SAMPLINGPARAMS']._serialized_start=1788
+  _globals['_SAMPLINGPARAMS']._serialized_end=2225
+  _globals['_BANNEDTEXT']._serialized_start=2228
+  _globals['_BANNEDTEXT']._serialized_end=2468
+  _globals['_STOPRULES']._serialized_start=2470
+  _globals['_STOPRULES']._serialized_end=2590
+  _globals['_LOGPROBOPTIONS']._serialized_start=2592
+  _globals['_LOGPROBOPTIONS']._serialized_end=2679
+  _globals['_STEPRESPONSE']._serialized_start=2682
+  _globals['_STEPRESPONSE']._serialized_end=3073
+  _globals['_ROWVECTOR']._serialized_start=3075
+  _globals['_ROWVECTOR']._serialized_end=3115
+  _globals['_ROWERROR']._serialized_start=3117
+  _globals['_ROWERROR']._serialized_end=3172
+  _globals['_ROWLOGPROBS']._serialized_start=3174
+  _globals['_ROWLOGPROBS']._serialized_end=3294
+  _globals['_STEPTIMINGS']._serialized_start=3296
+  _globals['_STEPTIMINGS']._serialized_end=3383
+  _globals['_SHARDSERVICE']._serialized_start=3710
+  _globals['_SHARDSERVICE']._serialized_end=4213
 # @@protoc_insertion_point(module_scope)

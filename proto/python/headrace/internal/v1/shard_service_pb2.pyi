@@ -211,6 +211,86 @@ class LoadVocabularyResponse(google.protobuf.message.Message):
 Global___LoadVocabularyResponse: typing_extensions.TypeAlias = LoadVocabularyResponse
 
 @typing.final
+class LoadAdapterRequest(google.protobuf.message.Message):
+    """An adapter to load."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """A PEFT folder that the shard can read."""
+    digest: builtins.str
+    """What its files have to be, as `LoadAdapterResponse.digest`; empty while
+    nobody knows.
+    """
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "source", b"source"]) -> None: ...
+
+Global___LoadAdapterRequest: typing_extensions.TypeAlias = LoadAdapterRequest
+
+@typing.final
+class LoadAdapterResponse(google.protobuf.message.Message):
+    """The loaded adapter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """Names it by the content of its files."""
+    rank: builtins.int
+    """The largest rank of its matrices."""
+    size_bytes: builtins.int
+    """Memory that its weights take."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        rank: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "rank", b"rank", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___LoadAdapterResponse: typing_extensions.TypeAlias = LoadAdapterResponse
+
+@typing.final
+class UnloadAdapterRequest(google.protobuf.message.Message):
+    """An adapter that no sequence to come will ask for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """Its digest."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest"]) -> None: ...
+
+Global___UnloadAdapterRequest: typing_extensions.TypeAlias = UnloadAdapterRequest
+
+@typing.final
+class UnloadAdapterResponse(google.protobuf.message.Message):
+    """The adapter is taken from sequences to come."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___UnloadAdapterResponse: typing_extensions.TypeAlias = UnloadAdapterResponse
+
+@typing.final
 class EngineDescription(google.protobuf.message.Message):
     """Facts about an engine that do not change while it runs."""
 
@@ -392,7 +472,7 @@ class AdmittedSequence(google.protobuf.message.Message):
     `CONSTRAINT_TOO_COMPLEX` where a token takes more work than is allowed.
     """
     adapter: builtins.str
-    """Adapter to apply; empty is the base model."""
+    """Digest of a loaded adapter; empty for the base model."""
     may_draft: builtins.bool
     """Whether it may draw several tokens in a step."""
     trace_parent: builtins.str

@@ -46,6 +46,16 @@ class ShardServiceStub(object):
                 request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.SerializeToString,
                 response_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/headrace.internal.v1.ShardService/LoadAdapter',
+                request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/headrace.internal.v1.ShardService/UnloadAdapter',
+                request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
         self.Step = channel.stream_stream(
                 '/headrace.internal.v1.ShardService/Step',
                 request_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.StepRequest.SerializeToString,
@@ -78,12 +88,32 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads an adapter while steps go on, and answers when sequences may ask for
+        it. Safe to repeat: the same files are loaded once.
+
+        Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+        engine without adapters, `INVALID_ARGUMENT` for a source that holds none
+        that fits the model, `FAILED_PRECONDITION` when there is no room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Takes an adapter from sequences to come. Rows that have it keep it until
+        they are released. Ignores a digest that is not loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Step(self, request_iterator, context):
         """Executes steps in order, one response per request, for as long as the
         stream lives.
 
-        A new stream takes the shard over: it starts with an empty batch, and the
-        stream before it ends with `ABORTED`. The KV blocks belong to the router,
+        A new stream takes the shard over: it starts with an empty batch and without
+        adapters, and the stream before it ends with `ABORTED`. The KV blocks belong to the router,
         which starts with an empty cache as well.
 
         Errors: `UNAVAILABLE` until the model is loaded, `INVALID_ARGUMENT` for a
@@ -105,6 +135,16 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.LoadVocabulary,
                     request_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.FromString,
                     response_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterResponse.SerializeToString,
             ),
             'Step': grpc.stream_stream_rpc_method_handler(
                     servicer.Step,
@@ -168,6 +208,60 @@ class ShardService(object):
             '/headrace.internal.v1.ShardService/LoadVocabulary',
             headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyRequest.SerializeToString,
             headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadVocabularyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.internal.v1.ShardService/LoadAdapter',
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterRequest.SerializeToString,
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.internal.v1.ShardService/UnloadAdapter',
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterRequest.SerializeToString,
+            headrace_dot_internal_dot_v1_dot_shard__service__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,38 @@ _ShardServiceLoadVocabularyType = typing_extensions.TypeVar(
     ],
 )
 
+_ShardServiceLoadAdapterType = typing_extensions.TypeVar(
+    '_ShardServiceLoadAdapterType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+    ],
+)
+
+_ShardServiceUnloadAdapterType = typing_extensions.TypeVar(
+    '_ShardServiceUnloadAdapterType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
+    ],
+)
+
 _ShardServiceStepType = typing_extensions.TypeVar(
     '_ShardServiceStepType',
     grpc.StreamStreamMultiCallable[
@@ -73,7 +105,7 @@ _ShardServiceStepType = typing_extensions.TypeVar(
     ],
 )
 
-class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLoadVocabularyType, _ShardServiceStepType]):
+class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLoadVocabularyType, _ShardServiceLoadAdapterType, _ShardServiceUnloadAdapterType, _ShardServiceStepType]):
     """Runs a model's forward passes for one router. Private: router and shard are
     deployed together, so no compatibility is promised between releases.
     """
@@ -87,6 +119,14 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLo
         grpc.UnaryUnaryMultiCallable[
             headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
             headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+            headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+            headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
         ],
         grpc.StreamStreamMultiCallable[
             headrace.internal.v1.shard_service_pb2.StepRequest,
@@ -103,6 +143,14 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLo
         grpc.aio.UnaryUnaryMultiCallable[
             headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
             headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+            headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+            headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
         ],
         grpc.aio.StreamStreamMultiCallable[
             headrace.internal.v1.shard_service_pb2.StepRequest,
@@ -124,12 +172,26 @@ class ShardServiceStub(typing.Generic[_ShardServiceDescribeType, _ShardServiceLo
     engine that knows no grammars.
     """
 
+    LoadAdapter: _ShardServiceLoadAdapterType
+    """Loads an adapter while steps go on, and answers when sequences may ask for
+    it. Safe to repeat: the same files are loaded once.
+
+    Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+    engine without adapters, `INVALID_ARGUMENT` for a source that holds none
+    that fits the model, `FAILED_PRECONDITION` when there is no room.
+    """
+
+    UnloadAdapter: _ShardServiceUnloadAdapterType
+    """Takes an adapter from sequences to come. Rows that have it keep it until
+    they are released. Ignores a digest that is not loaded.
+    """
+
     Step: _ShardServiceStepType
     """Executes steps in order, one response per request, for as long as the
     stream lives.
 
-    A new stream takes the shard over: it starts with an empty batch, and the
-    stream before it ends with `ABORTED`. The KV blocks belong to the router,
+    A new stream takes the shard over: it starts with an empty batch and without
+    adapters, and the stream before it ends with `ABORTED`. The KV blocks belong to the router,
     which starts with an empty cache as well.
 
     Errors: `UNAVAILABLE` until the model is loaded, `INVALID_ARGUMENT` for a
@@ -144,6 +206,14 @@ ShardServiceAsyncStub: typing_extensions.TypeAlias = ShardServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         headrace.internal.v1.shard_service_pb2.LoadVocabularyRequest,
         headrace.internal.v1.shard_service_pb2.LoadVocabularyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.LoadAdapterResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+        headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse,
     ],
     grpc.aio.StreamStreamMultiCallable[
         headrace.internal.v1.shard_service_pb2.StepRequest,
@@ -181,6 +251,30 @@ class ShardServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def LoadAdapter(
+        self,
+        request: headrace.internal.v1.shard_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.internal.v1.shard_service_pb2.LoadAdapterResponse, collections.abc.Awaitable[headrace.internal.v1.shard_service_pb2.LoadAdapterResponse]]:
+        """Loads an adapter while steps go on, and answers when sequences may ask for
+        it. Safe to repeat: the same files are loaded once.
+
+        Errors: `UNAVAILABLE` until the model is loaded, `UNIMPLEMENTED` for an
+        engine without adapters, `INVALID_ARGUMENT` for a source that holds none
+        that fits the model, `FAILED_PRECONDITION` when there is no room.
+        """
+
+    @abc.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: headrace.internal.v1.shard_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse, collections.abc.Awaitable[headrace.internal.v1.shard_service_pb2.UnloadAdapterResponse]]:
+        """Takes an adapter from sequences to come. Rows that have it keep it until
+        they are released. Ignores a digest that is not loaded.
+        """
+
+    @abc.abstractmethod
     def Step(
         self,
         request_iterator: _MaybeAsyncIterator[headrace.internal.v1.shard_service_pb2.StepRequest],
@@ -189,8 +283,8 @@ class ShardServiceServicer(metaclass=abc.ABCMeta):
         """Executes steps in order, one response per request, for as long as the
         stream lives.
 
-        A new stream takes the shard over: it starts with an empty batch, and the
-        stream before it ends with `ABORTED`. The KV blocks belong to the router,
+        A new stream takes the shard over: it starts with an empty batch and without
+        adapters, and the stream before it ends with `ABORTED`. The KV blocks belong to the router,
         which starts with an empty cache as well.
 
         Errors: `UNAVAILABLE` until the model is loaded, `INVALID_ARGUMENT` for a
