@@ -15,6 +15,7 @@ from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.instruction_sets import InstructionSet, supported
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.low_rank import LowRankStack
 from headrace.kernels.panel_linear import PanelLinear
 from headrace.kernels.quantization import BlockWeight, WeightFormat, quantize
 from headrace.kernels.token_logprobs import TokenLogprobs
@@ -79,6 +80,7 @@ class CpuKernels:
         self._pack_weight = operators.pack_weight.default
         self._pack_blocks = operators.pack_blocks.default
         self._linear = operators.linear.default
+        self._low_rank = operators.low_rank.default
         self._decoder = operators.decoder.default
         self._sample = operators.sample.default
         self._likeliest = operators.likeliest.default
@@ -184,9 +186,17 @@ class CpuKernels:
             packing=str(panels.dtype),
         )
 
+    def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
+        """Returns [token, part sizes]."""
+        added: torch.Tensor = self._low_rank(
+            x, token_adapters, stack.downs, stack.ups, stack.part_ranks, stack.part_sizes
+        )
+        return added
+
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run as one operator, where their widths allow it."""
-        return CpuDecoder(self._decoder, parts) if CpuDecoder.fits(parts) else ComposedDecoder(parts, self)
+        composed = ComposedDecoder(parts, self)
+        return CpuDecoder(self._decoder, parts, composed) if CpuDecoder.fits(parts) else composed
 
     def sample(
         self,

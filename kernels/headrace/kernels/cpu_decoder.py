@@ -5,16 +5,22 @@ from collections.abc import Callable
 import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
-from headrace.kernels.decoder import DecoderParts
+from headrace.kernels.decoder import Decoder, DecoderParts
+from headrace.kernels.low_rank import TokenAdapters
 from headrace.kernels.panel_linear import PanelLinear
 
 _WIDTH_MULTIPLE = 32
 
 
 class CpuDecoder:
-    """Runs layers whose weights lie in panels. Gives the same, to the last bit, as the operators one by one."""
+    """Runs layers whose weights lie in panels. Gives the same, to the last bit, as the operators one by one.
 
-    def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts) -> None:
+    Steps with adapters go through those, since the one operator has no place for what adapters add.
+    """
+
+    def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts, composed: Decoder) -> None:
+        """Takes the same layers as single operators, too."""
+        self._composed = composed
         layers = parts.layers
         panels = _linears(parts)
         norms = [norm for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
@@ -51,8 +57,18 @@ class CpuDecoder:
         slot_ids: torch.Tensor,
         attention: AttentionBatch,
         output_indices: torch.Tensor,
+        adapters: TokenAdapters | None = None,
     ) -> torch.Tensor:
         """Returns [output, hidden]."""
+        if adapters is not None:
+            return self._composed(
+                residual,
+                positions=positions,
+                slot_ids=slot_ids,
+                attention=attention,
+                output_indices=output_indices,
+                adapters=adapters,
+            )
         arguments = self.arguments(
             residual, positions=positions, slot_ids=slot_ids, attention=attention, output_indices=output_indices
         )

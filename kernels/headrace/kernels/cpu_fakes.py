@@ -37,9 +37,16 @@ def _paged_attention(query: torch.Tensor, *_: object) -> torch.Tensor:
 
 def _linear(x: torch.Tensor, panels: torch.Tensor, *layer: object) -> torch.Tensor:
     del panels
-    _, _, out_count, is_gated = layer
+    _, _, out_count, is_gated = layer[:4]
     assert isinstance(out_count, int)
     return x.new_empty(x.shape[0], out_count // 2 if is_gated else out_count)
+
+
+def _low_rank(x: torch.Tensor, token_adapters: torch.Tensor, *stack: object) -> torch.Tensor:
+    del token_adapters
+    part_sizes = stack[-1]
+    assert isinstance(part_sizes, list)
+    return x.new_empty(x.shape[0], sum(part_sizes), dtype=torch.float32)
 
 
 def _decoder(residual: torch.Tensor, *arguments: object) -> torch.Tensor:
@@ -76,6 +83,7 @@ _FAKES: dict[str, Callable[..., object]] = {
     "rotary_and_write_kv": _rotary_and_write_kv,
     "paged_attention": _paged_attention,
     "linear": _linear,
+    "low_rank": _low_rank,
     "decoder": _decoder,
     "likeliest": _likeliest,
     "sample": _sample,

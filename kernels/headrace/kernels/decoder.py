@@ -7,9 +7,12 @@ import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.low_rank import LayerStacks, LowRankStack, TokenAdapters
 
 if TYPE_CHECKING:
     from headrace.kernels.dispatch import Kernels
+
+_NO_STACKS = LayerStacks(query_key_value=None, attention_output=None, gated=None, down=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,7 @@ class Decoder(Protocol):
         slot_ids: torch.Tensor,
         attention: AttentionBatch,
         output_indices: torch.Tensor,
+        adapters: TokenAdapters | None = None,
     ) -> torch.Tensor:
         """Fills the KV cache and returns the hidden states of some tokens.
 
@@ -75,6 +79,7 @@ class Decoder(Protocol):
             slot_ids: [token] int64, all different.
             attention: What `prepare_attention` of the same version of the operators returned for the step.
             output_indices: [output] int64, tokens in any order.
+            adapters: What is added to the linear layers for some tokens; the others are not affected.
 
         Returns:
             [output, hidden], normalised.
@@ -97,16 +102,20 @@ class ComposedDecoder:
         slot_ids: torch.Tensor,
         attention: AttentionBatch,
         output_indices: torch.Tensor,
+        adapters: TokenAdapters | None = None,
     ) -> torch.Tensor:
         """Returns [output, hidden]."""
         parts, kernels, epsilon = self._parts, self._kernels, self._parts.norm_epsilon
         layers = parts.layers
+        stacks = (_NO_STACKS,) * len(layers) if adapters is None else adapters.layers
+        token_adapters = None if adapters is None else adapters.indices
         normed = kernels.rms_norm(residual, layers[0].input_norm, epsilon)
         next_norms = (*(layer.input_norm for layer in layers[1:]), parts.final_norm)
-        for layer, next_norm, key_cache, value_cache in zip(
-            layers, next_norms, parts.key_caches, parts.value_caches, strict=True
+        for layer, stack, next_norm, key_cache, value_cache in zip(
+            layers, stacks, next_norms, parts.key_caches, parts.value_caches, strict=True
         ):
-            heads = layer.query_key_value(normed).view(normed.shape[0], -1, parts.head_dim)
+            merged = self._linear(layer.query_key_value, normed, stack.query_key_value, token_adapters)
+            heads = merged.view(normed.shape[0], -1, parts.head_dim)
             query, key, value = torch.split(heads, [parts.head_count, parts.kv_head_count, parts.kv_head_count], dim=1)
             rotated = kernels.rotary_and_write_kv(
                 query,
@@ -122,8 +131,17 @@ class ComposedDecoder:
             if layer is layers[-1]:
                 # Nothing reads the other tokens any more.
                 attended, residual = attended[output_indices], residual[output_indices]
-            x = layer.attention_output(attended)
+                token_adapters = None if token_adapters is None else token_adapters[output_indices]
+            x = self._linear(layer.attention_output, attended, stack.attention_output, token_adapters)
             normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
-            x = layer.down(layer.gated(normed))
+            inner = self._linear(layer.gated, normed, stack.gated, token_adapters)
+            x = self._linear(layer.down, inner, stack.down, token_adapters)
             normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
         return normed
+
+    def _linear(
+        self, linear: PackedLinear, x: torch.Tensor, stack: LowRankStack | None, token_adapters: torch.Tensor | None
+    ) -> torch.Tensor:
+        if stack is None or token_adapters is None:
+            return linear(x)
+        return linear(x, self._kernels.low_rank(x, token_adapters, stack))

@@ -12,6 +12,7 @@ from headrace.kernels.decoder import Decoder, DecoderParts
 from headrace.kernels.gpu.loader import is_triton_installed, load_triton_kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.low_rank import LowRankStack
 from headrace.kernels.quantization import BlockWeight, WeightFormat
 from headrace.kernels.reference import ReferenceKernels
 from headrace.kernels.token_logprobs import TokenLogprobs
@@ -183,6 +184,19 @@ class Kernels(Protocol):
             bias: [out_feature].
             dtype: Of the weight once it is expanded, which is that of the input.
             is_gated: Whether the first half of the rows are gates.
+        """
+        ...
+
+    def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
+        """Returns what adapters add to the outputs of a linear layer.
+
+        Args:
+            x: [token, in_feature], the layer's input; rows may be strided.
+            token_adapters: [token] int64, the token's adapter among those of the stack; -1 for none.
+            stack: The adapters.
+
+        Returns:
+            [token, sum of the parts' sizes] float32, zero for tokens without an adapter.
         """
         ...
 

@@ -19,11 +19,12 @@ class PackedLinear(Protocol):
         """Width of the output."""
         ...
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns `x @ weight.T + bias`.
+    def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `x @ weight.T + bias + added`, gated where the layer is.
 
         Args:
             x: [token, in_feature], of the weight's dtype; rows may be strided.
+            added: [token, rows of the weight] float32, contiguous; None adds nothing.
 
         Returns:
             [token, out_feature], contiguous, of the same dtype.
@@ -48,9 +49,10 @@ class PlainLinear:
         """Width of the output."""
         return self._weight.shape[0]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """Returns [token, out_feature]."""
-        return functional.linear(x, self._weight, self._bias)
+        product = functional.linear(x, self._weight, self._bias)
+        return product if added is None else (product + added).to(x.dtype)
 
 
 class PlainGatedLinear:
@@ -69,9 +71,9 @@ class PlainGatedLinear:
         """Width of the output."""
         return self._linear.out_feature_count // 2
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """Returns [token, out_feature]."""
-        return gate(self._linear(x))
+        return gate(self._linear(x, added))
 
 
 def gate(gate_up: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,6 @@ class PanelLinear:
         """Width of the output."""
         return self._row_count // 2 if self._is_gated else self._row_count
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """Returns [token, out_feature]."""
-        return self._operator(x, self.panels, self.scales, self.bias, self._row_count, self._is_gated)
+        return self._operator(x, self.panels, self.scales, self.bias, self._row_count, self._is_gated, added)

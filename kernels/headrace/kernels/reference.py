@@ -9,6 +9,7 @@ from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
+from headrace.kernels.low_rank import LowRankStack, low_rank
 from headrace.kernels.quantization import BlockWeight, WeightFormat, dequantize, expand, quantize
 from headrace.kernels.reference_attention import GroupedAttentionBatch
 from headrace.kernels.token_logprobs import TokenLogprobs
@@ -91,6 +92,10 @@ class ReferenceKernels:
     ) -> PackedLinear:
         """Returns the layer over the expanded weight."""
         return (PlainGatedLinear if is_gated else PlainLinear)(expand(weight, dtype), bias)
+
+    def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
+        """Returns [token, part sizes]."""
+        return low_rank(x, token_adapters, stack)
 
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run operator by operator."""

@@ -123,6 +123,14 @@ class EngineSettings(CommonSettings):
     """The model that guesses with `speculation = draft`, named as `model` is; it has to have the same tokenizer."""
     draft_token_limit: PositiveInt = 8
     """Most tokens guessed for a sequence in one step."""
+    adapter_limit: NonNegativeInt = 16
+    """Most LoRA adapters that a shard holds at the same time, those included that are unloaded but still in use; 0
+    takes none."""
+    adapter_memory: ByteSize = ByteSize(512 * 2**20)
+    """Most memory that the weights of a shard's LoRA adapters take together, in bytes or with a unit such as `1GiB`.
+    Nothing is set aside for them."""
+    adapter_rank_limit: PositiveInt = 256
+    """Largest rank of a LoRA adapter."""
     thread_count: NonNegativeInt = 0
     """Threads of the native engine's operators; 0 leaves the choice to torch."""
 

@@ -153,6 +153,7 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
         "block_size": settings.block_size,
         "row_limit": settings.step_row_limit,
         "token_limit": settings.step_token_limit,
+        "adapter_limit": settings.adapter_limit,
     }
     if settings.block_count:
         options["block_count"] = settings.block_count
@@ -169,6 +170,8 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
             "draft_model": str(resolve_model(settings.draft_model)) if settings.draft_model else "",
             "draft_token_limit": settings.draft_token_limit,
             "kv_memory_bytes": int(settings.kv_memory),
+            "adapter_memory_bytes": int(settings.adapter_memory),
+            "adapter_rank_limit": settings.adapter_rank_limit,
         }
     for text in settings.engine_option:
         name, _, value = text.partition("=")

@@ -1,8 +1,8 @@
 """The adapters that an engine holds, and the rows that use them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,30 @@ class AdapterLimits:
     """Most memory that their weights take together."""
 
 
+class RowAdapters(Protocol):
+    """Who uses which adapter, by the places of rows."""
+
+    def check_loaded(self, sequence_id: int, digest: str) -> None:
+        """Checks that a sequence may have an adapter.
+
+        Raises:
+            PlanRejected: it is not there.
+        """
+        ...
+
+    def fill(self, place: int, digest: str) -> None:
+        """Gives the row at a place an adapter, which is there."""
+        ...
+
+    def free(self, places: Iterable[int]) -> None:
+        """Takes the adapters from the rows at places that have one."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets every adapter and every row."""
+        ...
+
+
 class AdapterRows(Generic[Weights]):
     """Keeps the weights of adapters for as long as sequences may ask for them or a row uses them."""
 
@@ -40,7 +64,7 @@ class AdapterRows(Generic[Weights]):
         """Whether no row of the batch has an adapter."""
         return not self._entry_of
 
-    def add(self, loaded: LoadedAdapter, make_weights: Callable[[], Weights]) -> LoadedAdapter:
+    def add(self, loaded: LoadedAdapter, weights: Weights) -> LoadedAdapter:
         """Lets sequences ask for an adapter, unless they may already.
 
         Raises:
@@ -53,7 +77,7 @@ class AdapterRows(Generic[Weights]):
             self._leaving.remove(revived)
         else:
             self._check_room(loaded)
-            revived = _Entry(loaded, make_weights())
+            revived = _Entry(loaded, weights)
         self._entries[loaded.digest] = revived
         return loaded
 
@@ -94,19 +118,15 @@ class AdapterRows(Generic[Weights]):
                 self._leaving.remove(entry)
 
     def select(self, places: NDArray[np.int64]) -> tuple[list[Weights], NDArray[np.int64]]:
-        """Returns the different adapters of some rows, and for each row its index among them, -1 for none."""
-        indices = np.full(len(places), -1, dtype=np.int64)
-        chosen: dict[str, int] = {}
-        weights: list[Weights] = []
-        for row, place in enumerate(places.tolist()):
-            entry = self._entry_of.get(place)
-            if entry is None:
-                continue
-            if entry.loaded.digest not in chosen:
-                chosen[entry.loaded.digest] = len(weights)
-                weights.append(entry.weights)
-            indices[row] = chosen[entry.loaded.digest]
-        return weights, indices
+        """Returns the different adapters of some rows, and for each row its index among them, -1 for none.
+
+        The same adapters come in the same order, whichever rows have them.
+        """
+        entries = [self._entry_of.get(place) for place in places.tolist()]
+        chosen = sorted({entry.loaded.digest: entry for entry in entries if entry is not None}.items())
+        numbers = {digest: number for number, (digest, _) in enumerate(chosen)}
+        indices = [-1 if entry is None else numbers[entry.loaded.digest] for entry in entries]
+        return [entry.weights for _, entry in chosen], np.array(indices, dtype=np.int64)
 
     def _check_room(self, loaded: LoadedAdapter) -> None:
         held = (*self._entries.values(), *self._leaving)

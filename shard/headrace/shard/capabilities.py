@@ -22,7 +22,7 @@ FAKE_FIELDS = frozenset(
 )
 """What an engine without a model can do."""
 
-NATIVE_FIELDS = (FAKE_FIELDS - {"adapter"}) | {
+NATIVE_FIELDS = FAKE_FIELDS | {
     "constraint",
     "sampling.min_p",
     "sampling.typical_p",

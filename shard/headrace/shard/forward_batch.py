@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.low_rank import TokenAdapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class ForwardBatch:
     whose logits are; then those whose hidden states are."""
     sampling_count: int
     attention: AttentionBatch
+    adapters: TokenAdapters | None = None
+    """What is added to the linear layers for tokens with an adapter; None if no token has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,6 @@
 """The batch that lives on the shard: its rows, their columns, and the plans that change them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +8,7 @@ from numpy.typing import NDArray
 from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
 from headrace.contract.step import AdmittedSequence, RowEnd, StepPlan
+from headrace.shard.adapter_rows import RowAdapters
 from headrace.shard.batch_columns import BatchColumns
 from headrace.shard.grammar_rows import GrammarRows
 from headrace.shard.plan_checks import check_admitted, check_columns
@@ -119,30 +118,6 @@ class RowOutcomes:
     row_ends: tuple[RowEnd, ...]
 
 
-class RowAdapters(Protocol):
-    """Who uses which adapter, by the places of rows."""
-
-    def check_loaded(self, sequence_id: int, digest: str) -> None:
-        """Checks that a sequence may have an adapter.
-
-        Raises:
-            PlanRejected: it is not there.
-        """
-        ...
-
-    def fill(self, place: int, digest: str) -> None:
-        """Gives the row at a place an adapter, which is there."""
-        ...
-
-    def free(self, places: Iterable[int]) -> None:
-        """Takes the adapters from the rows at places that have one."""
-        ...
-
-    def clear(self) -> None:
-        """Forgets every adapter and every row."""
-        ...
-
-
 class InputBatch:
     """Rows in the order that both sides keep: released ones leave, the others stay in order, admitted ones append.
 
@@ -151,7 +126,7 @@ class InputBatch:
     step is on whole columns; only admission looks at a sequence by itself.
     """
 
-    def __init__(self, description: EngineDescription, adapters: "RowAdapters | None" = None) -> None:
+    def __init__(self, description: EngineDescription, adapters: RowAdapters | None = None) -> None:
         """Starts without rows. Without `adapters`, the description must not say that the engine has any."""
         self._description = description
         self._adapters = adapters

@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.dispatch import Kernels
+from headrace.kernels.low_rank import TokenAdapters
+from headrace.shard.adapter_stacks import StepAdapters
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
 from headrace.shard.input_batch import FlatTokens
 from headrace.shard.models.registry import Model
@@ -25,6 +27,7 @@ class ModelRunner:
         block_tables: NDArray[np.int32],
         output_indices: NDArray[np.int64],
         hidden_indices: NDArray[np.int64] | None = None,
+        adapters: StepAdapters | None = None,
     ) -> ForwardBatch:
         """Returns the tensors of a step.
 
@@ -33,6 +36,7 @@ class ModelRunner:
             block_tables: [computing, block]
             output_indices: Tokens whose logits are wanted, since a draw follows them.
             hidden_indices: Tokens whose hidden states are wanted; None for none.
+            adapters: Those of its rows; None if no row has one.
         """
         attention = self._kernels.prepare_attention(
             self._tensor(block_tables),
@@ -50,6 +54,7 @@ class ModelRunner:
             output_indices=self._tensor(output_indices),
             sampling_count=sampling_count,
             attention=attention,
+            adapters=None if adapters is None else self._token_adapters(adapters, flat),
         )
 
     def warm_up(self) -> None:
@@ -78,6 +83,10 @@ class ModelRunner:
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits, [output, vocabulary], of hidden states, [output, hidden]."""
         return self._model.project(hidden)
+
+    def _token_adapters(self, adapters: StepAdapters, flat: FlatTokens) -> TokenAdapters:
+        indices = np.repeat(adapters.row_indices, np.diff(flat.query_starts))
+        return TokenAdapters(indices=self._tensor(indices), layers=adapters.layers)
 
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)

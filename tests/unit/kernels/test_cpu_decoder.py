@@ -13,6 +13,15 @@ from headrace.kernels.cpu import CpuKernels, load_cpu_kernels
 from headrace.kernels.cpu_decoder import CpuDecoder
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts
 from headrace.kernels.linear import PackedLinear
+from headrace.kernels.low_rank import (
+    LayerAdapter,
+    LayerStacks,
+    LowRankLayer,
+    LowRankPart,
+    PartSizes,
+    TokenAdapters,
+    stack_adapters,
+)
 from headrace.kernels.quantization import WeightFormat
 
 BLOCK_SIZE = 16
@@ -79,10 +88,54 @@ def copy_caches(parts: DecoderParts) -> DecoderParts:
     )
 
 
+def make_adapter(widths: Widths, dtype: torch.dtype, *, seed: int, rank: int) -> tuple[LayerAdapter, ...]:
+    """Makes an adapter with a product beside every linear layer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def linear(in_count: int, *sizes: int) -> LowRankLayer:
+        parts = [
+            LowRankPart(
+                down=torch.randn(rank, in_count, generator=generator),
+                up=torch.randn(size, rank, generator=generator) * 0.1,
+            )
+            for size in sizes
+        ]
+        return LowRankLayer.of(parts, in_feature_count=in_count, dtype=dtype, device=torch.device("cpu"))
+
+    sizes = part_sizes(widths)
+    return tuple(
+        LayerAdapter(
+            query_key_value=linear(widths.hidden, *sizes.query_key_value),
+            attention_output=linear(sizes.query_key_value[0], *sizes.attention_output),
+            gated=linear(widths.hidden, *sizes.gated),
+            down=linear(widths.inner, *sizes.down),
+        )
+        for _ in range(widths.layers)
+    )
+
+
+def part_sizes(widths: Widths) -> PartSizes:
+    """Returns the outputs of the parts of each linear layer."""
+    query, kv = widths.heads * widths.head_dim, widths.kv_heads * widths.head_dim
+    return PartSizes(
+        query_key_value=(query, kv, kv),
+        attention_output=(widths.hidden,),
+        gated=(widths.inner, widths.inner),
+        down=(widths.hidden,),
+    )
+
+
 def run(
-    decoder: Decoder, kernels: CpuKernels, widths: Widths, rows: list[tuple[int, int]], dtype: torch.dtype
+    decoder: Decoder,
+    kernels: CpuKernels,
+    widths: Widths,
+    rows: list[tuple[int, int]],
+    dtype: torch.dtype,
+    *,
+    row_adapters: list[int] | None = None,
+    layers: tuple[LayerStacks, ...] = (),
 ) -> torch.Tensor:
-    """Runs rows of (tokens of this step, tokens before), each over blocks of its own."""
+    """Runs rows of (tokens of this step, tokens before), each over blocks of its own and with its adapter."""
     generator = torch.Generator().manual_seed(len(rows))
     contexts = [query_count + before for query_count, before in rows]
     width = -(-max(contexts) // BLOCK_SIZE)
@@ -92,12 +145,16 @@ def run(
     row_of_token = torch.repeat_interleave(torch.arange(len(rows)), starts.diff())
     slots = tables[row_of_token, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     outputs = torch.cat([starts[1:] - 1, torch.tensor([0])])
+    adapters = None
+    if row_adapters is not None:
+        adapters = TokenAdapters(indices=torch.tensor(row_adapters)[row_of_token], layers=layers)
     return decoder(
         torch.randn(int(starts[-1]), widths.hidden, generator=generator).to(dtype),
         positions=positions,
         slot_ids=slots,
         attention=kernels.prepare_attention(tables.int(), starts.int(), torch.tensor(contexts).int(), block_size=16),
         output_indices=outputs,
+        adapters=adapters,
     )
 
 
@@ -233,6 +290,25 @@ def test_widths_that_fill_no_panels_are_left_to_the_operators(cpu_kernels: CpuKe
     decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
     assert isinstance(decoder, ComposedDecoder)
     assert run(decoder, cpu_kernels, widths, MIXES["mixed"], torch.float32).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_an_adapter_do_not_notice_those_with_one(cpu_kernels: CpuKernels, dtype: torch.dtype) -> None:
+    widths, rows = Widths(has_bias=True), [(1, 20), (9, 0), (1, 300), (40, 7), (1, 0)]
+    parts = make_parts(cpu_kernels, widths, dtype)
+    adapters = [make_adapter(widths, dtype, seed=seed, rank=rank) for seed, rank in ((1, 4), (2, 20))]
+    layers = stack_adapters(adapters, part_sizes(widths))
+
+    def outputs(row_adapters: list[int] | None) -> torch.Tensor:
+        decoder = cpu_kernels.build_decoder(copy_caches(parts))
+        assert isinstance(decoder, CpuDecoder)
+        return run(decoder, cpu_kernels, widths, rows, dtype, row_adapters=row_adapters, layers=layers)
+
+    plain, first, mixed = outputs(None), outputs([0] * 5), outputs([0, -1, 1, -1, 0])
+    assert torch.equal(mixed[[1, 3]], plain[[1, 3]])
+    assert torch.equal(mixed[[0, 4]], first[[0, 4]])
+    assert (mixed[[0, 2, 4]] != plain[[0, 2, 4]]).any(dim=1).all()
+    assert (mixed[2] != first[2]).any()
 
 
 def test_tokens_that_are_not_there_are_refused(cpu_kernels: CpuKernels) -> None:

@@ -38,10 +38,12 @@ struct LinearTensors {
   // Addend of each of the weight's rows, or null.
   const T* bias;
   T* output;
+  // [row, out], added to each row before the gating, or null.
+  const float* added = nullptr;
 };
 
-// output [row, out] = input @ weight.T * scales + bias; when gated [row, out / 2], silu(first half) * second half of
-// that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h.
+// output [row, out] = input @ weight.T * scales + bias + added; when gated [row, out / 2], silu(first half) * second
+// half of that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h.
 template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape);
 

@@ -33,6 +33,11 @@ inline void store_at_most(T* target, Floats values, int64_t count) {
   }
 }
 
+inline Floats load_at_most(const float* source, int64_t count) {
+  if (count >= kLanes) return load(source);
+  return count > 0 ? load_first(source, count) : Floats{};
+}
+
 // 16 numbers of a panel's rows of the weight, from `out` on; `missing` where there are none, or no numbers at all.
 template <typename T>
 inline Floats gather(const T* numbers, float missing, const LinearShape& shape, int64_t panel, int64_t out) {
@@ -72,8 +77,13 @@ class PanelOutput {
     const int64_t width = shape_.output_width();
     for (; finished_count_ < end; ++finished_count_) {
       const float* sums = sums_ + finished_count_ * kPanelWidth;
-      const Floats low = load(sums) * scales_[0] + bias_[0];
-      const Floats high = load(sums + kLanes) * scales_[1] + bias_[1];
+      Floats low = load(sums) * scales_[0] + bias_[0];
+      Floats high = load(sums + kLanes) * scales_[1] + bias_[1];
+      if (tensors_.added != nullptr) {
+        const float* added = tensors_.added + (first_row_ + finished_count_) * shape_.out_count + first;
+        low += load_at_most(added, width - first);
+        high += load_at_most(added + (shape_.is_gated ? width : kLanes), width - first - (shape_.is_gated ? 0 : kLanes));
+      }
       T* target = tensors_.output + (first_row_ + finished_count_) * width + first;
       if (shape_.is_gated) {
         store_at_most(target, silu(low) * high, width - first);

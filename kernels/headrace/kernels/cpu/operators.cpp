@@ -151,11 +151,13 @@ Tensor pack_weight(const Tensor& weight, bool is_gated) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& scales,
-              const std::optional<Tensor>& bias, int64_t out_count, bool is_gated) {
+              const std::optional<Tensor>& bias, int64_t out_count, bool is_gated, const std::optional<Tensor>& added) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "x must be [token, in] with whole rows");
   const LinearShape shape = {x.size(0), x.stride(0), x.size(1), out_count, is_gated};
   if (scales) check_column(*scales, at::kFloat, out_count, "scales");
   if (bias) check_column(*bias, x.scalar_type(), out_count, "bias");
+  if (added) check_column(*added, at::kFloat, x.size(0) * out_count, "added");
+  const float* added_data = added ? data<float>(*added) : nullptr;
   Tensor output = at::empty({x.size(0), shape.output_width()}, x.options());
   with_type(x, [&]<typename T>() {
     const T* addends = bias ? data<T>(*bias) : nullptr;
@@ -163,7 +165,8 @@ Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>
       check_panels<W>(panels, shape);
       TORCH_CHECK((kStoredType<W> == at::kChar) == scales.has_value(), "8-bit integers, and nothing else, have scales");
       const float* factors = scales ? data<float>(*scales) : nullptr;
-      headrace::linear<T, W>({data<T>(x), data<W>(panels), factors, addends, mutable_data<T>(output)}, shape);
+      headrace::linear<T, W>({data<T>(x), data<W>(panels), factors, addends, mutable_data<T>(output), added_data},
+                              shape);
     });
   });
   return output;
@@ -251,7 +254,9 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "Tensor context_lengths, float scale) -> Tensor");
   library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
   library.def("pack_blocks(Tensor values, Tensor scales, Tensor? minima, bool is_gated) -> Tensor");
-  library.def("linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated) -> Tensor");
+  library.def(
+      "linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated, "
+      "Tensor? added=None) -> Tensor");
   library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
   library.def(
       "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> "

@@ -9,6 +9,7 @@ from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.gpu import attention, rows, sampling
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainLinear
+from headrace.kernels.low_rank import LowRankStack, low_rank
 from headrace.kernels.quantization import BlockWeight, expand
 from headrace.kernels.token_logprobs import TokenLogprobs
 
@@ -100,6 +101,10 @@ class TritonKernels:
         """Returns the layer over the expanded weight."""
         return (self.pack_gated_linear if is_gated else self.pack_linear)(expand(weight, dtype), bias)
 
+    def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
+        """Returns [token, part sizes]."""
+        return low_rank(x, token_adapters, stack)
+
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run operator by operator."""
         return ComposedDecoder(parts, self)
@@ -144,6 +149,6 @@ class _GatedLinear:
         """Width of the output."""
         return self._linear.out_feature_count // 2
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """Returns [token, inner]."""
-        return rows.silu_mul(self._linear(x))
+        return rows.silu_mul(self._linear(x, added))

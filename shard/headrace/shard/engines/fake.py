@@ -133,7 +133,7 @@ class FakeEngine:
         files = read_adapter_files(order)
         config = parse_peft_config(files.config, ("model.layers.0.mlp.up_proj",))
         loaded = LoadedAdapter(digest=files.digest, rank=config.rank, size_bytes=len(files.weights))
-        return lambda: self._adapters.add(loaded, lambda: adapter_offset(files.digest))
+        return lambda: self._adapters.add(loaded, adapter_offset(files.digest))
 
     def drop_adapter(self, digest: str) -> None:
         """Takes an adapter from sequences to come."""

@@ -11,9 +11,13 @@ from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import FeatureUnsupported
 from headrace.contract.step import RowLogprobs, StepPlan, StepResult, StepTimings
 from headrace.contract.vocabulary import Vocabulary
+from headrace.shard.adapter_files import read_adapter_files
+from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
+from headrace.shard.adapter_stacks import AdapterStacks
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
+from headrace.shard.lora_weights import LoraReader, LoraWeights
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.options import OptionValue, parse_options
 from headrace.shard.pooler import Pooled, PooledTokens, Pooler
@@ -49,6 +53,8 @@ def load_native_engine(options: NativeOptions, progress: Callable[[str], None]) 
         runner=runner,
         sampler=Sampler(loader.kernels),
         speculator=loader.speculate(description, runner, draft),
+        adapter_reader=loader.adapter_reader(),
+        adapter_limits=AdapterLimits(count=options.adapter_limit, size_bytes=options.adapter_memory_bytes),
     )
 
 
@@ -61,6 +67,8 @@ class NativeEngine:
         *,
         runner: ModelRunner,
         sampler: Sampler,
+        adapter_reader: LoraReader,
+        adapter_limits: AdapterLimits,
         speculator: Speculator | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -69,7 +77,10 @@ class NativeEngine:
         self._sampler = sampler
         self._speculator = speculator
         self._clock = clock or MonotonicClock()
-        self._batch = InputBatch(description)
+        self._adapter_reader = adapter_reader
+        self._adapters = AdapterRows[LoraWeights](adapter_limits)
+        self._stacks = AdapterStacks(adapter_reader.part_sizes)
+        self._batch = InputBatch(description, self._adapters)
         self._pooler = Pooler()
 
     @property
@@ -78,19 +89,27 @@ class NativeEngine:
         return self._description
 
     def reset(self) -> None:
-        """Empties the batch."""
+        """Empties the batch and drops every adapter."""
         self._batch.clear()
+        self._stacks.forget()
 
     def load_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Takes the model's tokens; see Engine.load_vocabulary."""
         self._batch.grammars.load(vocabulary)
 
-    def prepare_adapter(self, _order: AdapterOrder) -> Callable[[], LoadedAdapter]:
-        """Refuses: the model code has no place for adapters."""
-        raise FeatureUnsupported("adapter", "the native engine cannot load adapters")
+    def prepare_adapter(self, order: AdapterOrder) -> Callable[[], LoadedAdapter]:
+        """Reads an adapter into the model's type and onto its device."""
+        if "adapter" not in self._description.supported_fields:
+            raise FeatureUnsupported("adapter", "this model server takes no adapters: its adapter_limit is 0")
+        files = read_adapter_files(order)
+        weights = self._adapter_reader.read(files)
+        loaded = LoadedAdapter(digest=files.digest, rank=weights.rank, size_bytes=weights.size_bytes)
+        return lambda: self._adapters.add(loaded, weights)
 
-    def drop_adapter(self, _digest: str) -> None:
-        """Has none to drop."""
+    def drop_adapter(self, digest: str) -> None:
+        """Takes an adapter from sequences to come."""
+        self._adapters.drop(digest)
+        self._stacks.forget()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
@@ -109,7 +128,8 @@ class NativeEngine:
         prompt = batch.prompt_targets(step, flat)
         asked = [tokens.indices for tokens in (wanted, prompt) if tokens is not None]
         hidden_indices = np.concatenate(asked) if asked else None
-        inputs = self._runner.prepare(flat, batch.block_tables(step), step.output_indices(), hidden_indices)
+        adapters = None if self._adapters.is_idle else self._stacks.select(*self._adapters.select(step.places))
+        inputs = self._runner.prepare(flat, batch.block_tables(step), step.output_indices(), hidden_indices, adapters)
         prepared_s = self._clock.now()
         computed = self._runner.run(inputs)
         computed_s = self._clock.now()

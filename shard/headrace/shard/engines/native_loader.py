@@ -15,6 +15,7 @@ from headrace.shard import kv_cache
 from headrace.shard.capabilities import NATIVE_FIELDS
 from headrace.shard.engines.native_options import NativeOptions, Speculation
 from headrace.shard.kv_cache import KvBudget
+from headrace.shard.lora_weights import LoraReader
 from headrace.shard.memory import available_bytes
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.models.config import ModelConfig
@@ -129,6 +130,16 @@ class NativeLoader:
             device=self._device,
         )
 
+    def adapter_reader(self) -> LoraReader:
+        """Returns what reads adapters for the model."""
+        return LoraReader(
+            self._config, dtype=self._dtype, device=self._device, rank_limit=self._options.adapter_rank_limit
+        )
+
+    def _supported_fields(self) -> frozenset[str]:
+        fields = NATIVE_FIELDS if self._options.adapter_limit else NATIVE_FIELDS - {"adapter"}
+        return fields | {"speculation"} if self._speculates else fields
+
     def describe(self, budget: KvBudget) -> EngineDescription:
         """Returns what the engine says of itself."""
         return EngineDescription(
@@ -140,7 +151,7 @@ class NativeLoader:
             block_size=budget.block_size,
             block_count=budget.block_count,
             steps_in_flight=2,
-            supported_fields=NATIVE_FIELDS | ({"speculation"} if self._speculates else frozenset()),
+            supported_fields=self._supported_fields(),
             end_of_sequence_token_ids=self._config.end_of_sequence_token_ids,
             row_limit=self._options.row_limit,
             token_limit=self._options.token_limit,

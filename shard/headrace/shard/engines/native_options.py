@@ -47,5 +47,11 @@ class NativeOptions:
     """The model that guesses with speculation draft: a folder or a GGUF file, with the same tokenizer."""
     draft_token_limit: int = 8
     """Most tokens guessed for a row in a step."""
+    adapter_limit: int = 16
+    """Most adapters at the same time; 0 takes none."""
+    adapter_memory_bytes: int = 512 * 2**20
+    """Most memory that their weights take together."""
+    adapter_rank_limit: int = 256
+    """Largest rank of an adapter."""
     thread_count: int = 0
     """Threads of torch's operators in this process; 0 leaves them as they are."""

@@ -44,6 +44,7 @@ class LlamaModel:
             slot_ids=batch.slot_ids,
             attention=batch.attention,
             output_indices=batch.output_indices,
+            adapters=batch.adapters,
         )
         count = batch.sampling_count
         return ForwardResult(logits=self._head(normed[:count]), hidden=normed[count:])
