@@ -1,15 +1,12 @@
 """The adapters that requests may name: what each name stands for, who uses it, and when nobody does any more."""
 
 import asyncio
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from headrace.contract.adapter import AdapterOrder, LoadedAdapter
+from headrace.contract.adapter import AdapterOrder, LoadedAdapter, check_adapter_name
 from headrace.contract.errors import AdapterNotFound, DuplicateAdapter, InvalidRequest
-
-_NAME = re.compile(r"[A-Za-z0-9._/:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ class AdapterTable:
         self.unwanted = asyncio.Event()
         """Set whenever engines may hold an adapter that nobody wants any more."""
         for name, source in (named_at_start or {}).items():
-            check_name(name)
+            check_adapter_name(name)
             self._named[name] = AdapterRecord(name, source, is_named_at_start=True)
 
     @property
@@ -95,6 +92,11 @@ class AdapterTable:
             if record.loaded is not None
         ]
 
+    def has(self, name: str) -> bool:
+        """Returns whether requests may name an adapter."""
+        record = self._named.get(name)
+        return record is not None and record.loaded is not None
+
     def stats(self) -> AdapterStats:
         """Returns how often adapters came and went."""
         return AdapterStats(
@@ -111,7 +113,7 @@ class AdapterTable:
             InvalidRequest: the name will not do, or there is no source.
             DuplicateAdapter: the name is in use.
         """
-        check_name(name)
+        check_adapter_name(name)
         if not source:
             raise InvalidRequest.of("source", "must name a PEFT folder that every replica can read")
         if name in self._named or name in self._loading:
@@ -176,13 +178,3 @@ class AdapterTable:
         if record is None or record.loaded is None:
             raise AdapterNotFound(f"no adapter {name!r} is loaded", metadata={"adapter": name})
         return record
-
-
-def check_name(name: str) -> None:
-    """Checks the name of an adapter.
-
-    Raises:
-        InvalidRequest: it is empty, too long or has a character that names do not have.
-    """
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest.of("name", f"must be 1 to 128 letters, digits or any of ._/:-, is {name[:200]!r}")

@@ -41,11 +41,11 @@ class EmbeddingPipeline:
 
     async def _embed(self, request: EmbeddingRequest, metered: MeteredRequest) -> Embeddings:
         self._desk.check_open()
-        self._pipeline.check_model(request.model)
+        adapter_name = self._pipeline.adapter_for(request.model, request.adapter)
         capabilities = self._pipeline.capabilities()
         pooling = self._check(request, capabilities)
         adapters = self._pipeline.adapters
-        with adapters.use(request.adapter) as adapter, self._desk.open(request.request_id) as visit:
+        with adapters.use(adapter_name) as adapter, self._desk.open(request.request_id) as visit:
             metered.request_id = visit.request_id
             visit.enter(len(request.inputs))
             prompts = [await self._prompt(request, index, capabilities) for index in range(len(request.inputs))]

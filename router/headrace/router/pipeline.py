@@ -127,10 +127,10 @@ class Pipeline:
         """
         with self.desk.meter.open(RequestKind.GENERATE, request) as metered:
             self.desk.check_open()
-            self.check_model(request.model)
+            adapter_name = self.adapter_for(request.model, request.adapter)
             validator = self._validator()
             validator.check(request)
-            with self.adapters.use(request.adapter) as adapter, self.desk.open(request.request_id) as visit:
+            with self.adapters.use(adapter_name) as adapter, self.desk.open(request.request_id) as visit:
                 metered.request_id = visit.request_id
                 visit.enter(request.best_of or request.completion_count or 1)
                 read = await self._read(request)
@@ -189,7 +189,7 @@ class Pipeline:
             InvalidRequest: the prompt is empty or does not fit the chat template.
             ModelNotFound: `model` is not served.
         """
-        self.check_model(model)
+        self.adapter_for(model, "")
         if isinstance(prompt, TokenPrompt):
             raise InvalidRequest.of("prompt", "token ids need no tokenizing")
         request = GenerationRequest(prompt=prompt, add_special_tokens=add_special_tokens)
@@ -212,7 +212,7 @@ class Pipeline:
             InvalidRequest: an id is outside the vocabulary.
             ModelNotFound: `model` is not served.
         """
-        self.check_model(model)
+        self.adapter_for(model, "")
         size = self.model.card.vocabulary_size
         for index, token_id in enumerate(token_ids):
             if token_id >= size:
@@ -244,6 +244,20 @@ class Pipeline:
         )
         validator = Validator(self.model.card, limits, description.supported_fields, self.model.watermarks)
         return Capabilities(description=description, limits=limits, validator=validator)
+
+    def adapter_for(self, model: str, adapter: str) -> str:
+        """Returns the adapter that a request means by its fields: one's name may stand where the model's does.
+
+        Raises:
+            ModelNotFound: there is neither a model nor an adapter of this name.
+            InvalidRequest: the fields name two adapters.
+        """
+        if not self.adapters.has(model):
+            self.check_model(model)
+            return adapter
+        if adapter not in ("", model):
+            raise InvalidRequest.of("adapter", f"must be {model!r} or empty beside the model {model!r}, is {adapter!r}")
+        return model
 
     def check_model(self, name: str) -> None:
         """Checks the name in a request; empty stands for the only model.

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from headrace.contract.clock import MonotonicClock
+from headrace.contract.errors import StartupError
 from headrace.router.admission import AdmissionLimits
 from headrace.router.model_card import load_model_card, load_tokenizer
 from headrace.router.pipeline import ServedModel
@@ -121,6 +122,8 @@ async def run_router(
             ThreadPoolExecutor(settings.tokenizer_thread_count, thread_name_prefix="tokenizer")
         )
         model = await asyncio.get_running_loop().run_in_executor(executor, load_served_model, settings)
+        if model.card.name in settings.adapters:
+            raise StartupError(f"an adapter cannot be called {model.card.name!r}, which is the model's own name")
         app = RouterApp(
             model=model,
             options=router_options(settings),

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -16,6 +17,8 @@ from pydantic import (
 )
 from pydantic import NonNegativeFloat as NonNegative
 
+from headrace.contract.adapter import check_adapter_name
+from headrace.contract.errors import InvalidRequest
 from headrace.contract.pooling import Pooling
 from headrace.services.address import Address, TcpAddress, parse_address
 from headrace.services.log import LogFormat, LogLevel
@@ -41,6 +44,13 @@ def _is_otlp_endpoint(text: str) -> str:
     if text and not re.fullmatch(r"https?://[^/]+/?", text):
         raise ValueError(f"{text!r} is no http://host:port")
     return text
+
+
+def _split(items: object) -> object:
+    """Cuts what was given at once, as TGI's launcher has it, at its commas."""
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        return items
+    return tuple(part for item in items for part in item.split(",") if part)
 
 
 AddressText = Annotated[str, AfterValidator(_is_address)]
@@ -188,9 +198,11 @@ class RouterOnlySettings(CommonSettings):
     """What a watermark adds to the logits that it favours, where a request does not say."""
     watermark_by_default: bool = False
     """Mark the completions of requests that do not say whether to."""
-    adapter: Annotated[tuple[str, ...], Field(json_schema_extra={"aliases": ["lora-adapters"]})] = ()
+    adapter: Annotated[
+        tuple[str, ...], BeforeValidator(_split), Field(json_schema_extra={"aliases": ["lora-adapters"]})
+    ] = ()
     """A LoRA adapter as NAME=SOURCE, where SOURCE is a PEFT folder that every shard can read; loaded before the first
-    request is taken. May be repeated."""
+    request is taken. May be repeated, or be several between commas."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back. One for several
     completions or embeddings counts as several."""
@@ -231,7 +243,7 @@ class RouterOnlySettings(CommonSettings):
 
     @model_validator(mode="after")
     def _check_router(self) -> Self:
-        _check_adapters(self.adapter, self.served_model_name)
+        _check_adapters(self.adapter)
         if self.watermark_by_default and not self.watermark_key_file:
             raise ValueError("watermark_by_default needs a watermark_key_file")
         if not self.model:
@@ -317,14 +329,18 @@ def _listen_address(listen: str, hostname: str | None, port: int | None) -> Addr
     return TcpAddress(address.host if hostname is None else hostname, address.port if port is None else port)
 
 
-def _check_adapters(items: tuple[str, ...], model_name: str) -> None:
-    seen = {model_name}
+def _check_adapters(items: tuple[str, ...]) -> None:
+    seen = set()
     for item in items:
         name, _, source = item.partition("=")
         if not source:
             raise ValueError(f"adapter {item!r} is not NAME=SOURCE")
         if name in seen:
-            raise ValueError(f"two models or adapters are called {name!r}")
+            raise ValueError(f"two adapters are called {name!r}")
+        try:
+            check_adapter_name(name)
+        except InvalidRequest as error:
+            raise ValueError(f"adapter {item!r}: {error}") from error
         seen.add(name)
 
 

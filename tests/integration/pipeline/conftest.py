@@ -85,10 +85,6 @@ class LocalEngine:
         else:
             future.set_result(answered.result())
 
-    @property
-    def is_lost(self) -> bool:
-        return self._lost.done()
-
     async def wait_lost(self) -> ShardLost:
         return await asyncio.shield(self._lost)
 
@@ -159,6 +155,8 @@ class Bench:
     pipeline: Pipeline
     replicas: ReplicaSet
     connector: LocalConnector
+    runner: "asyncio.Future[None]"
+    """Ends only when the test does, or with an error that ends the router."""
 
     async def ask(self, request: GenerationRequest) -> Answer:
         return Answer([event async for event in self.pipeline.generate(request)])
@@ -252,7 +250,7 @@ def start(served_model: ServedModel) -> Callable[..., object]:
                 new_seed=lambda: next(seeds),
             )
             runner = asyncio.ensure_future(replicas.run([(f"local-{n}",) for n in range(replica_count)]))
-            bench = Bench(pipeline, replicas, connector)
+            bench = Bench(pipeline, replicas, connector, runner)
             try:
                 if is_connected:
                     await bench.serving()

@@ -16,6 +16,7 @@ from headrace.contract.errors import (
     DuplicateAdapter,
     FeatureUnsupported,
     InvalidRequest,
+    ModelNotFound,
     NotReady,
     StartupError,
 )
@@ -77,6 +78,23 @@ async def test_each_request_gets_the_adapter_that_it_names(
         assert len({answer.token_ids for answer in answers}) == 3
         assert bench.pipeline.adapters.stats() == AdapterStats(adapter_count=2, load_count=2)
         bench.check_integrity()
+
+
+async def test_the_name_of_an_adapter_may_stand_for_its_model(start: Start, request_of: Request, poet: str) -> None:
+    async with start() as bench:
+        with pytest.raises(ModelNotFound):
+            await bench.ask(request_of(PROMPT, model="poet"))
+        await desk_of(bench).load("poet", poet)
+        expected = expected_tokens(PROMPT, 8, adapter=digest_of(bench, "poet"))
+        for fields in (
+            {"model": "poet"},
+            {"model": "poet", "adapter": "poet"},
+            {"model": "test-model", "adapter": "poet"},
+        ):
+            assert (await bench.ask(request_of(PROMPT, **fields))).token_ids == expected
+        with pytest.raises(InvalidRequest, match="adapter: must be 'poet' or empty beside the model 'poet'"):
+            await bench.ask(request_of(PROMPT, model="poet", adapter="clerk"))
+        assert await bench.pipeline.detokenize((), model="poet") == ""
 
 
 async def test_cached_prefixes_are_those_of_the_same_weights(
@@ -236,7 +254,7 @@ async def test_an_adapter_of_the_settings_that_is_not_there_stops_the_start(star
     async def serve() -> None:
         async with start(adapters={"poet": str(tmp_path)}, is_connected=False) as bench:
             bench.connector.may_connect.set()
-            await until(lambda: any(engine.is_lost for engine in bench.connector.engines))
+            await asyncio.wait([bench.runner])
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await serve()

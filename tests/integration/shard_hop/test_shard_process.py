@@ -152,6 +152,7 @@ def test_engine_options_are_typed_and_only_what_the_engine_knows() -> None:
         engine="fake", block_count=9, engine_option=("step_time_s=0.5", "poison_token_id=7", "name=x=y")
     )
     assert engine_options(settings) == {
+        "adapter_limit": 16,
         "block_size": 16,
         "block_count": 9,
         "row_limit": 256,

@@ -57,6 +57,28 @@ def test_text_becomes_numbers_sizes_and_lists() -> None:
     assert router.insecure is True
 
 
+def test_adapters_by_name() -> None:
+    flags = ("--adapter", "poet=/a", "--lora-adapters=clerk=/b,team/x:1=/c=d")
+    adapters = {"poet": "/a", "clerk": "/b", "team/x:1": "/c=d"}
+    assert load(ServeSettings, "m", *flags).adapters == adapters
+    assert load(RouterSettings, "m", "--shard=unix:/s", HEADRACE_ADAPTER="poet=/a").adapters == {"poet": "/a"}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("poet", "adapter 'poet' is not NAME=SOURCE"),
+        ("poet=", "adapter 'poet=' is not NAME=SOURCE"),
+        ("a=/x,a=/y", "two adapters are called 'a'"),
+        ("=/x", "must be 1 to 128 letters"),
+        ("a b=/x", "must be 1 to 128 letters"),
+    ],
+)
+def test_adapters_of_no_form_are_refused(value: str, problem: str) -> None:
+    with pytest.raises(StartupError, match=problem):
+        load(ServeSettings, "m", f"--adapter={value}")
+
+
 def test_the_address_to_listen_on_has_parts() -> None:
     assert load(ServeSettings, "m", "--port=7").listen_address == TcpAddress("127.0.0.1", 7)
     assert load(ServeSettings, "m", "--hostname=0.0.0.0").listen_address == TcpAddress("0.0.0.0", 50051)

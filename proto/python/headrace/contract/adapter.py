@@ -1,6 +1,11 @@
 """A LoRA adapter, as the router orders it and as an engine has it."""
 
+import re
 from dataclasses import dataclass
+
+from headrace.contract.errors import InvalidRequest
+
+_NAME = re.compile(r"[A-Za-z0-9._/:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +29,13 @@ class LoadedAdapter:
     """The largest rank of its matrices."""
     size_bytes: int
     """Memory that its weights take."""
+
+
+def check_adapter_name(name: str) -> None:
+    """Checks the name that requests will have for an adapter.
+
+    Raises:
+        InvalidRequest: it is empty, too long or has a character that names do not have.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest.of("name", f"must be 1 to 128 letters, digits or any of ._/:-, is {name[:200]!r}")

@@ -68,7 +68,8 @@ class EmbedRequest(google.protobuf.message.Message):
     CACHE_SALT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of a served model, as listed by `RouterService.ListModels`. Empty
-    means the only model, if the server has just one.
+    means the only model, if the server has just one. The name of an adapter,
+    as listed by `RouterService.ListAdapters`, means its model with that adapter.
     """
     request_id: builtins.str
     """As in GenerateRequest."""

@@ -98,7 +98,8 @@ class GenerateRequest(google.protobuf.message.Message):
     SPECULATION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of a served model, as listed by `RouterService.ListModels`. Empty
-    means the only model, if the server has just one.
+    means the only model, if the server has just one. The name of an adapter,
+    as listed by `RouterService.ListAdapters`, means its model with that adapter.
     """
     request_id: builtins.str
     """Chosen by the client to find the request in logs and to abort it. 1 to 128

@@ -11,7 +11,7 @@ from headrace.client import calls
 from headrace.client.aio_channel import AsyncChannel
 from headrace.client.calls import Call, ResponseT, ResultT, StreamCall
 from headrace.client.channel import Connection
-from headrace.client.operations import Model
+from headrace.client.operations import Adapter, Model
 from headrace.client.options import CallOptions
 from headrace.contract.errors import HeadraceError
 from headrace.v1.generate_service_pb2 import GenerateStreamResponse
@@ -90,6 +90,14 @@ class RouterLink:
             HeadraceError: the call failed.
         """
         return await self.unary(calls.get_model(name), context)
+
+    async def adapters(self, model: str, context: CallContext) -> tuple[Adapter, ...]:
+        """Returns the adapters of a model.
+
+        Raises:
+            HeadraceError: the call failed.
+        """
+        return await self.unary(calls.list_adapters(model), context)
 
     async def is_serving(self, context: CallContext) -> bool:
         """Whether the router says that it is well; False if it says nothing."""

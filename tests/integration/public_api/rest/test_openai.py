@@ -3,13 +3,16 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from peft_folders import write_peft_folder
 
 from headrace.shard.engines.fake import FakeOptions
+from headrace.v1.router_service_pb2 import LoadAdapterRequest
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -146,6 +149,29 @@ async def test_fields_without_effect_are_listed(rest: Any) -> None:
     )
     assert response.status_code == 200
     assert response.headers["x-headrace-ignored"] == "user, store"
+
+
+async def test_an_adapter_is_a_model_of_its_own(rest: Any, client: openai.AsyncOpenAI, tmp_path: Path) -> None:
+    async def ask(model: str, **extra: str) -> str:
+        answer = await client.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=6, temperature=0, extra_body=extra
+        )
+        assert answer.choices[0].message.content is not None
+        return answer.choices[0].message.content
+
+    order = LoadAdapterRequest(name="poets/small", source=str(write_peft_folder(tmp_path / "poet")))
+    await rest.router.router.LoadAdapter(order)
+    listed = [model async for model in client.models.list()]
+    assert [(model.id, getattr(model, "parent", None)) for model in listed] == [
+        ("test-model", None),
+        ("poets/small", "test-model"),
+    ]
+    assert (await client.models.retrieve("poets/small")).id == "poets/small"
+    by_model, by_field, plain = await ask("poets/small"), await ask("", adapter="poets/small"), await ask("test-model")
+    assert by_model == by_field != plain
+    with pytest.raises(openai.BadRequestError) as caught:
+        await ask("poets/small", adapter="other")
+    assert caught.value.param == "adapter"
 
 
 async def test_models_are_listed(rest: Any, client: openai.AsyncOpenAI) -> None:
