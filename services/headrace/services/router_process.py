@@ -122,8 +122,6 @@ async def run_router(
             ThreadPoolExecutor(settings.tokenizer_thread_count, thread_name_prefix="tokenizer")
         )
         model = await asyncio.get_running_loop().run_in_executor(executor, load_served_model, settings)
-        if model.card.name in settings.adapters:
-            raise StartupError(f"an adapter cannot be called {model.card.name!r}, which is the model's own name")
         app = RouterApp(
             model=model,
             options=router_options(settings),
@@ -189,6 +187,8 @@ def load_served_model(settings: RouterOnlySettings) -> ServedModel:
     """
     source = resolve_model(settings.model)
     card = load_model_card(source, settings.served_model_name or default_name(settings.model))
+    if card.name in settings.adapters:
+        raise StartupError(f"an adapter cannot be called {card.name!r}, which is the model's own name")
     context = min(card.context_token_count, settings.context_token_limit or card.context_token_count)
     return ServedModel(
         card=card,
