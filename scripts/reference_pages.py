@@ -54,10 +54,10 @@ $ headrace serve smollm2-135m-instruct --metrics-address 9464
 $ curl -s http://127.0.0.1:9464/metrics | grep headrace_time_to_first_token
 ```
 
-A port alone is one of 127.0.0.1; `--metrics-address 0.0.0.0:9464` opens it to other machines. It is plain HTTP without
-authentication, and tells the names of models and tenants: keep it inside. Under `headrace serve` the first shard
-answers on the port after the router's, the second on the next, and so on, and behind them the sidecar, if there is
-one. In one environment for several processes,
+A port alone is one of 127.0.0.1; `--metrics-address 0.0.0.0:9464` opens it to other machines. It speaks TLS where the
+process has a certificate, and beyond loopback it must ([security.md](security.md)). It tells the names of models and
+tenants to whoever may connect. Under `headrace serve` the first shard answers on the port after the router's, the
+second on the next, and so on, and behind them the sidecar, if there is one. In one environment for several processes,
 `HEADRACE_METRICS_ADDRESS` would give all of them the same port: use flags there. Without the setting nothing listens.
 
 Counting costs a router about 30 ns a token, with or without the endpoint. A scrape copies the numbers on the event

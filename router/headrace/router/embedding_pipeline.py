@@ -17,6 +17,7 @@ from headrace.router.active_embedding import ActiveEmbedding
 from headrace.router.field_checks import find_embedding_violations, out_of_range
 from headrace.router.pipeline import Capabilities, Pipeline
 from headrace.router.request_meter import MeteredRequest, RequestKind
+from headrace.router.tenant import private_salt
 
 _VIOLATION_LIMIT = 16
 """More would not fit into the headers of a status."""
@@ -44,8 +45,8 @@ class EmbeddingPipeline:
         adapter_name = self._pipeline.adapter_for(request.model, request.adapter)
         capabilities = self._pipeline.capabilities()
         pooling = self._check(request, capabilities)
-        adapters = self._pipeline.adapters
-        with adapters.use(adapter_name) as adapter, self._desk.open(request.request_id) as visit:
+        adapters, tenant = self._pipeline.adapters, request.tenant
+        with adapters.use(adapter_name) as adapter, self._desk.open(request.request_id, tenant) as visit:
             metered.request_id = visit.request_id
             visit.enter(len(request.inputs))
             prompts = [await self._prompt(request, index, capabilities) for index in range(len(request.inputs))]
@@ -132,7 +133,7 @@ class EmbeddingPipeline:
             max_new_token_count=1,
             adapter=adapter,
             priority=request.priority or 0,
-            cache_salt=request.cache_salt,
+            cache_salt=private_salt(request),
             deadline_s=request.deadline_s,
             pooling=pooling,
             trace_parent=request.trace_parent,

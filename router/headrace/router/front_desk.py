@@ -14,6 +14,7 @@ from headrace.router.replicas import ReplicaSet
 from headrace.router.request_meter import RequestMeter
 from headrace.router.running_request import RunningRequest
 from headrace.router.sequence import Sequence
+from headrace.router.tenant_quota import TenantPass, TenantQuotas
 
 
 class FrontDesk:
@@ -27,6 +28,8 @@ class FrontDesk:
         self.clock = clock
         self.meter = RequestMeter(clock)
         """For reading, but for the pipelines."""
+        self.quotas = TenantQuotas(clock)
+        """What tenants may use."""
         self._new_request_id = new_request_id
         self._sequence_ids = itertools.count(1)
         self._visits: dict[str, Visit] = {}
@@ -61,23 +64,36 @@ class FrontDesk:
         """Waits until no request is left."""
         await self._idle.wait()
 
-    def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """Ends requests early and returns the ids of those that were here. Safe to repeat."""
-        visits = [self._visits.get(request_id) for request_id in request_ids]
-        return [visit.request_id for visit in visits if visit is not None and visit.abort()]
+    def abort(self, request_ids: Iterable[str], *, tenant: str | None = None) -> list[str]:
+        """Ends requests early and returns the ids of those that were here. Safe to repeat.
 
-    def open(self, wanted_id: str) -> "Visit":
+        With a `tenant`, requests of others are as if they were not here.
+        """
+        visits = [self._visits.get(request_id) for request_id in request_ids]
+        return [
+            visit.request_id
+            for visit in visits
+            if visit is not None and tenant in (None, visit.tenant) and visit.abort()
+        ]
+
+    def open(self, wanted_id: str, tenant: str | None = None) -> "Visit":
         """Takes a request in, under the id that it wants or a new one. Use the result as a context manager.
+
+        Args:
+            wanted_id: what the caller wants to call it; empty leaves that to us.
+            tenant: whose it is; None for one of ours, which has no limits.
 
         Raises:
             DuplicateRequest: the id is in use.
+            QuotaExceeded: the tenant has reached a limit.
         """
         request_id = wanted_id or self._new_request_id()
         if request_id in self._visits:
             raise DuplicateRequest(
                 f"a request with the id {request_id!r} is running", metadata={"request_id": request_id}
             )
-        visit = self._visits[request_id] = Visit(self, request_id)
+        quota = None if tenant is None else self.quotas.enter(tenant)
+        visit = self._visits[request_id] = Visit(self, request_id, tenant, quota)
         self._idle.clear()
         return visit
 
@@ -97,8 +113,10 @@ class FrontDesk:
 class Visit:
     """One call, from its arrival to its end. Leaving it gives everything back: id, places, timers, KV blocks."""
 
-    def __init__(self, desk: FrontDesk, request_id: str) -> None:
+    def __init__(self, desk: FrontDesk, request_id: str, tenant: str | None, quota: TenantPass | None) -> None:
         self.request_id = request_id
+        self.tenant = tenant
+        self._quota = quota
         self.permit: Permit | None = None
         """Its places in the waiting room."""
         self._desk = desk
@@ -115,11 +133,13 @@ class Visit:
         self.permit = self._desk.admission.enter(place_count)
 
     def charge(self, token_count: int) -> None:
-        """Books the tokens of its prompts.
+        """Books the tokens of its prompts, which the tenant is charged for even if there is no room for them.
 
         Raises:
             QueueFull: they do not fit beside those that wait.
         """
+        if self._quota is not None:
+            self._quota.charge(token_count)
         if self.permit is not None:
             self.permit.charge(token_count)
 
@@ -131,6 +151,8 @@ class Visit:
             ReplicaNotFound: there is none of this id.
         """
         self._running.append(active)
+        if self._quota is not None:
+            self._quota.watch(active)
         if self._is_aborted:
             active.finish(FinishReason.CANCELLED, self._desk.clock.now())
             return
@@ -159,6 +181,8 @@ class Visit:
             self._desk.replicas.release(active)
         if self.permit is not None:
             self.permit.release()
+        if self._quota is not None:
+            self._quota.leave()
         self._desk.close(self)
 
     def _set_timers(self, active: RunningRequest) -> None:

@@ -130,7 +130,8 @@ class Pipeline:
             adapter_name = self.adapter_for(request.model, request.adapter)
             validator = self._validator()
             validator.check(request)
-            with self.adapters.use(adapter_name) as adapter, self.desk.open(request.request_id) as visit:
+            tenant = request.tenant
+            with self.adapters.use(adapter_name) as adapter, self.desk.open(request.request_id, tenant) as visit:
                 metered.request_id = visit.request_id
                 visit.enter(request.best_of or request.completion_count or 1)
                 read = await self._read(request)

@@ -13,7 +13,7 @@ from headrace.contract.errors import DeadlineExceeded, HeadraceError
 from headrace.contract.generation import FinishReason, GenerationFinished, GenerationRequest
 from headrace.contract.histogram import Histogram
 from headrace.router.step_profile import GAP_BOUNDS_S
-from headrace.router.tenant import TenantNames, tenant_of
+from headrace.router.tenant import TenantNames
 
 REQUEST_BOUNDS_S: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -69,7 +69,7 @@ class RequestMeter:
 
     def open(self, kind: RequestKind, request: GenerationRequest | EmbeddingRequest) -> "MeteredRequest":
         """Returns a context manager to run a request in."""
-        return MeteredRequest(self, self._clock, kind, self._tenants.bounded(tenant_of(request)), request)
+        return MeteredRequest(self, self._clock, kind, self._tenants.bounded(request.tenant), request)
 
 
 class MeteredRequest:

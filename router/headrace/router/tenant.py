@@ -1,4 +1,4 @@
-"""Whose a request is, as far as what is measured tells requests apart."""
+"""Whose a request is: what that keeps apart in the prefix cache and in what is measured."""
 
 from typing import Final
 
@@ -10,10 +10,9 @@ TENANT_LIMIT: Final = 100
 OTHER_TENANTS: Final = "other"
 
 
-def tenant_of(request: GenerationRequest | EmbeddingRequest) -> str:
-    """Returns the tenant of a request. Callers have no names here, so all of them are one tenant, with an empty one."""
-    del request
-    return ""
+def private_salt(request: GenerationRequest | EmbeddingRequest) -> str:
+    """Returns what keeps the cached prefixes of tenants apart, and within a tenant those of its own salts."""
+    return f"{request.tenant}/{request.cache_salt}" if request.tenant else request.cache_salt
 
 
 class TenantNames:

@@ -12,6 +12,7 @@ from headrace.router.field_checks import RequestLimits, find_violations, out_of_
 from headrace.router.model_card import ModelCard
 from headrace.router.request_grammars import Hold, called_tools
 from headrace.router.sampling_ranges import SAMPLING_RANGES
+from headrace.router.tenant import private_salt
 from headrace.router.watermarks import Watermarks
 
 __all__ = ["ROUTER_FIELDS", "RequestLimits", "Validator", "deliverable_fields"]
@@ -156,7 +157,7 @@ class Validator:
             grammar=hold.grammar if hold is not None else "",
             chat_output=ChatOutput() if expected is None or _wants_raw(request.prompt) else expected,
             priority=request.priority or 0,
-            cache_salt=request.cache_salt,
+            cache_salt=private_salt(request),
             deadline_s=request.deadline_s,
             may_draft=request.speculation is not False,
             trace_parent=request.trace_parent,

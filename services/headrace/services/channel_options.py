@@ -13,6 +13,9 @@ SHARD_PING_INTERVAL_S = 6.0
 SHARD_PING_TIMEOUT_S = 3.0
 """How long a shard may take to answer a ping. Its C core answers, however busy Python is."""
 
+METADATA_SIZE_LIMIT_BYTES = 16 * 2**10
+"""Of all headers of a call, as gRPC counts them. Keys, ids and traces take a few hundred bytes."""
+
 SHARD_MESSAGE_SIZE_LIMIT_BYTES = 64 * 2**20
 """On both ends of the shard hop: a plan that admits many long prompts is larger than any message of a client."""
 
@@ -33,6 +36,9 @@ def server_options(limits: ServerLimits) -> ChannelOptions:
     """Returns the arguments of a server."""
     options: ChannelOptions = [
         *_message_limits(limits.message_size_limit_bytes),
+        # Both alike: gRPC refuses at random between the two, and only above the second always.
+        ("grpc.max_metadata_size", METADATA_SIZE_LIMIT_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_SIZE_LIMIT_BYTES),
         # Without this a second server silently shares the port.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),

@@ -31,6 +31,9 @@ COMMANDS = {
     ),
     "chat": Command("headrace.client.chat_cli:main", "", "a conversation with a server, in the terminal"),
     "bench": Command("headrace.client.bench_cli:main", "", "load on a running server, and how fast it answers"),
+    "key": Command(
+        "headrace.services.key_command:main", "router", "a key for callers, and its entry in the access file"
+    ),
     "watermark": Command("headrace.client.watermark_cli:main", "", "whether a text carries a watermark"),
 }
 

@@ -18,7 +18,7 @@ _POOLINGS = {
 
 
 def embedding_request_from_proto(
-    request: pb.EmbedRequest, *, deadline_s: float | None, trace_parent: str = ""
+    request: pb.EmbedRequest, *, deadline_s: float | None, tenant: str = "", trace_parent: str = ""
 ) -> EmbeddingRequest:
     """Returns what a client asked for: presence is kept, ranges are not checked.
 
@@ -40,6 +40,7 @@ def embedding_request_from_proto(
         adapter=request.adapter,
         priority=request.priority if has("priority") else None,
         cache_salt=request.cache_salt,
+        tenant=tenant,
         deadline_s=deadline_s,
         trace_parent=trace_parent,
     )

@@ -41,11 +41,12 @@ _EXACT_INTEGER_LIMIT = 2**53
 
 
 def request_from_proto(
-    request: generate_service_pb2.GenerateRequest, *, deadline_s: float | None, trace_parent: str = ""
+    request: generate_service_pb2.GenerateRequest, *, deadline_s: float | None, tenant: str = "", trace_parent: str = ""
 ) -> GenerationRequest:
     """Returns what a client asked for.
 
-    `deadline_s` is the moment on the process's clock when the caller stops waiting, `trace_parent` the call's span.
+    `deadline_s` is the moment on the process's clock when the caller stops waiting, `tenant` for whom it
+    calls, `trace_parent` the call's span.
 
     Raises:
         InvalidRequest: a oneof or an enum has no value that this version knows.
@@ -53,6 +54,7 @@ def request_from_proto(
     return GenerationRequest(
         prompt=_generate_prompt(request),
         model=request.model,
+        tenant=tenant,
         request_id=request.request_id,
         sampling=sampling_from_proto(request.sampling),
         stopping=_stopping_from_proto(request.stopping),

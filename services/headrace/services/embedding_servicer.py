@@ -25,5 +25,8 @@ class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         name_call(request.request_id)
         remaining_s = context.time_remaining()
         deadline_s = None if remaining_s is None else self._clock.now() + remaining_s
-        asked = embedding_request_from_proto(request, deadline_s=deadline_s, trace_parent=current_call().trace_parent)
+        call = current_call()
+        asked = embedding_request_from_proto(
+            request, deadline_s=deadline_s, tenant=call.caller.tenant, trace_parent=call.trace_parent
+        )
         return embeddings_to_proto(await self._pipeline.embed(asked))

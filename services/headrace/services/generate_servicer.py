@@ -23,6 +23,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
 
     def __init__(self, pipeline: Pipeline, stall_watch: StallWatch, clock: Clock) -> None:
         self._pipeline = pipeline
+        self._quotas = pipeline.desk.quotas
         self._stall_watch = stall_watch
         self._clock = clock
         self._write_round = WriteRound()
@@ -65,7 +66,10 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         if prompt is None:
             raise InvalidRequest.of("prompt", "one of text and chat must be set")
         add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else None
-        tokenized = await self._pipeline.tokenize(prompt, model=request.model, add_special_tokens=add_special_tokens)
+        with self._quotas.enter(current_call().caller.tenant):
+            tokenized = await self._pipeline.tokenize(
+                prompt, model=request.model, add_special_tokens=add_special_tokens
+            )
         response = pb.TokenizeResponse(token_ids=tokenized.token_ids, text=tokenized.text)
         if request.include_offsets:
             response.spans.extend(pb.TextSpan(start=start, end=end) for start, end in tokenized.spans)
@@ -77,16 +81,21 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         _context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
     ) -> pb.DetokenizeResponse:
         """Returns the text of token ids."""
-        text = await self._pipeline.detokenize(
-            tuple(request.token_ids),
-            model=request.model,
-            include_special_tokens=request.include_special_tokens,
-        )
+        with self._quotas.enter(current_call().caller.tenant):
+            text = await self._pipeline.detokenize(
+                tuple(request.token_ids),
+                model=request.model,
+                include_special_tokens=request.include_special_tokens,
+            )
         return pb.DetokenizeResponse(text=text)
 
     def _asked(self, request: pb.GenerateRequest, remaining_s: float | None) -> GenerationRequest:
+        call = current_call()
         return request_from_proto(
-            request, deadline_s=self._deadline_s(remaining_s), trace_parent=current_call().trace_parent
+            request,
+            deadline_s=self._deadline_s(remaining_s),
+            tenant=call.caller.tenant,
+            trace_parent=call.trace_parent,
         )
 
     def _deadline_s(self, remaining_s: float | None) -> float | None:

@@ -20,9 +20,12 @@ from headrace.services.address import (
     explain_bind_failure,
 )
 from headrace.services.channel_options import ServerLimits, server_options
+from headrace.services.exposure import check_listener
+from headrace.services.gatekeeper import Gatekeeper
 from headrace.services.in_flight import InFlightCalls
 from headrace.services.interceptors import CallInterceptor
 from headrace.services.log import Event, logger
+from headrace.services.server_tls import ServerTls
 from headrace.services.telemetry.call_meter import CallMeter
 
 if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
@@ -53,7 +56,8 @@ class GrpcServer:
         limits: ServerLimits,
         *,
         allows_remote_plaintext: bool = False,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ServerTls | None = None,
+        gatekeeper: Gatekeeper | None = None,
         has_reflection: bool = True,
         clock: Clock | None = None,
         tracing: "Tracing | None" = None,
@@ -63,13 +67,15 @@ class GrpcServer:
         self.call_meter = CallMeter()
         """Those that were. For reading."""
         self._allows_remote_plaintext = allows_remote_plaintext
-        self._credentials = credentials
+        self._tls = tls
         self._has_reflection = has_reflection
         self._is_stopped = False
         self._service_names: list[str] = []
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.calls, self.call_meter, clock=clock, tracing=tracing)],
+            interceptors=[
+                CallInterceptor(self.calls, self.call_meter, gatekeeper=gatekeeper, clock=clock, tracing=tracing)
+            ],
             options=server_options(limits),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -131,17 +137,13 @@ class GrpcServer:
             logger().info(Event.SERVER_STOPPED)
 
     def _bind(self, address: Address) -> str:
-        if not (address.is_local or self._allows_remote_plaintext or self._credentials):
-            raise StartupError(
-                f"refusing to listen on {address}: other machines reach it and the connection is not encrypted; "
-                "listen on 127.0.0.1 or a unix socket, or accept that with --insecure"
-            )
+        check_listener(address, self._tls, allows_remote_plaintext=self._allows_remote_plaintext)
         clear_for_listening(address)
         try:
-            if self._credentials is None:
+            if self._tls is None or isinstance(address, UnixAddress):
                 port = self._server.add_insecure_port(str(address))
             else:
-                port = self._server.add_secure_port(str(address), self._credentials)
+                port = self._server.add_secure_port(str(address), self._tls.grpc_credentials())
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {address}: {explain_bind_failure(address)}") from error
         match address:

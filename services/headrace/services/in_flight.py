@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from headrace.contract.errors import HeadraceError
+from headrace.services.caller import ANYBODY, Caller
 from headrace.services.log import bind_request
 
 _CURRENT: ContextVar["Call"] = ContextVar("headrace_current_call")
@@ -21,6 +22,8 @@ class Call:
     """Whether it only watches, so that a drain does not wait for it."""
     task: asyncio.Task[object]
     """The task that runs the handler."""
+    caller: Caller = ANYBODY
+    """Who calls, known when its key was checked."""
     message_count: int = 0
     """Messages sent by a streaming handler."""
     trace_parent: str = ""

@@ -15,6 +15,7 @@ from grpc.aio import ServicerContext
 
 from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.errors import HeadraceError
+from headrace.services.gatekeeper import Gatekeeper
 from headrace.services.in_flight import Call, InFlightCalls, current_call
 from headrace.services.log import Event, bind_request, logger
 from headrace.services.request_decoding import decode_request
@@ -57,10 +58,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, calls: InFlightCalls, meter: CallMeter, *, clock: Clock | None = None, tracing: "Tracing | None" = None
+        self,
+        calls: InFlightCalls,
+        meter: CallMeter,
+        *,
+        gatekeeper: Gatekeeper | None = None,
+        clock: Clock | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
+        """Takes who asks callers for keys; None asks nobody."""
         self._calls = calls
         self._meter = meter
+        self._gatekeeper = gatekeeper
         self._trace = None if tracing is None else _span_maker(tracing)
         self._clock = clock or MonotonicClock()
 
@@ -100,9 +109,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _guard(self, method: str, context: _Context) -> "_Guard":
         return _Guard(self._calls, self._meter, self._clock, trace=self._trace, method=method, context=context)
 
+    def _admit(self, call: Call, context: _Context) -> None:
+        """Lets a caller in, once for each call."""
+        if self._gatekeeper is not None:
+            call.caller = self._gatekeeper.admit(call.method, context.invocation_metadata() or ())
+
     def _wrap_unary(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def unary(request: object, context: _Context) -> object:
-            async with self._guard(method, context):
+            async with self._guard(method, context) as call:
+                self._admit(call, context)
                 return await behaviour(decode(request), context)
 
         return unary
@@ -110,6 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_stream(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def write_all(request: object, context: _Context) -> None:
             async with self._guard(method, context) as call:
+                self._admit(call, context)
                 responses: AsyncIterator[object] = behaviour(decode(request), context)
                 # Closed here and now when the call is cancelled, not by the garbage collector.
                 async with aclosing(responses):  # type: ignore[type-var]  # a generator has aclose
@@ -118,7 +134,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         call.message_count += 1
 
         async def write_itself(request: object, context: _Context) -> None:
-            async with self._guard(method, context):
+            async with self._guard(method, context) as call:
+                self._admit(call, context)
                 await behaviour(decode(request), context)
 
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself

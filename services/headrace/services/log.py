@@ -2,12 +2,13 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TextIO, cast
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
 class LogFormat(StrEnum):
@@ -30,11 +31,15 @@ class LogLevel(StrEnum):
 class Event(StrEnum):
     """What a log line is about. `EVENT_TEXTS` explains each."""
 
+    ACCESS_REFUSED = "access_refused"
+    ACCESS_RENEWED = "access_renewed"
     ADAPTER_LOADED = "adapter_loaded"
     ADAPTER_LOAD_FAILED = "adapter_load_failed"
     ADAPTER_UNLOADED = "adapter_unloaded"
     CALL_CRASHED = "call_crashed"
     CALL_ENDED = "call_ended"
+    CERTIFICATE_REFUSED = "certificate_refused"
+    CERTIFICATE_RENEWED = "certificate_renewed"
     DRAIN_ENDED = "drain_ended"
     DRAIN_STARTED = "drain_started"
     ENGINE_FAILED = "engine_failed"
@@ -64,11 +69,15 @@ class Event(StrEnum):
 
 
 EVENT_TEXTS: Mapping[Event, str] = {
+    Event.ACCESS_REFUSED: "The file of keys and tenants was replaced by a wrong one; the last good one stays in use.",
+    Event.ACCESS_RENEWED: "Calls are checked by the file of keys and tenants that has replaced the last one.",
     Event.ADAPTER_LOADED: "An adapter is on every replica, and requests may name it.",
     Event.ADAPTER_LOAD_FAILED: "An adapter cannot be loaded, or not again on a replica, which gets no request for it.",
     Event.ADAPTER_UNLOADED: "An adapter was taken back; replicas drop it when no request uses it any more.",
     Event.CALL_CRASHED: "A call met a bug; the line holds the traceback that its caller does not get.",
     Event.CALL_ENDED: "A call ended, well or not. Health checks, reflection and watches are logged at `debug`.",
+    Event.CERTIFICATE_REFUSED: "Files of a certificate were replaced by useless ones; the last good ones stay in use.",
+    Event.CERTIFICATE_RENEWED: "New connections are made with the certificate that has replaced the last one.",
     Event.DRAIN_ENDED: "The server has no calls left, or has ended the ones that took too long.",
     Event.DRAIN_STARTED: "The server was told to stop: health says NOT_SERVING, late calls are still served.",
     Event.ENGINE_FAILED: "The engine cannot start.",
@@ -105,16 +114,18 @@ KEY_TEXTS: Mapping[str, str] = {
     "detail": "What happened, for a person. Never a prompt, a completion or a secret.",
     "duration_s": "How long it took, in seconds.",
     "event": "Name of the event.",
-    "exception": "The traceback of a bug.",
+    "exception": "The traceback of a bug, without messages: one may quote a request.",
     "exit_code": "Exit status of a process; negative is the signal that ended it.",
     "fields": "Fields of GenerateRequest concerned.",
     "generated_token_count": "Tokens generated so far.",
     "in_flight_count": "Calls that have not ended.",
     "instance_id": "Changes with every start of a shard.",
+    "key_name": "Name of the caller's key, never the key.",
     "level": "Severity.",
     "library": "Name of a library's logger.",
     "message_count": "Messages sent in a response stream.",
     "method": "Full name of a gRPC method.",
+    "path": "Name of a file.",
     "pid": "Id of a process.",
     "rank": "Rank of an adapter's matrices.",
     "reason": "Constant reason of an error, as in `google.rpc.ErrorInfo`.",
@@ -126,6 +137,7 @@ KEY_TEXTS: Mapping[str, str] = {
     "size_bytes": "Memory that it takes, in bytes.",
     "shard": "Number of a supervised shard, from 0.",
     "step_id": "Number of a step.",
+    "tenant": "For whom a caller calls.",
     "timestamp": "Moment in UTC, ISO 8601.",
 }
 
@@ -138,6 +150,12 @@ def logger() -> FilteringBoundLogger:
 def bind_request(request_id: str) -> None:
     """Adds a request's id to every further line of this task and of tasks started by it."""
     structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def bind_caller(key_name: str, tenant: str) -> None:
+    """Adds who calls to every further line of this task and of tasks started by it; nothing for who has no key."""
+    if key_name:
+        structlog.contextvars.bind_contextvars(key_name=key_name, tenant=tenant)
 
 
 def report(event: str, /, **fields: object) -> None:
@@ -165,17 +183,16 @@ def configure(*, level: LogLevel, style: LogFormat, stream: TextIO = sys.stderr)
     `LogFormat.AUTO` is readable on a terminal and JSON elsewhere.
     """
     is_console = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
-    renderers: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-        if is_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty()) if is_console else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *renderers,
+            _write_traceback,
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level.value),
         logger_factory=structlog.WriteLoggerFactory(stream),
@@ -184,6 +201,34 @@ def configure(*, level: LogLevel, style: LogFormat, stream: TextIO = sys.stderr)
     root = logging.getLogger()
     root.handlers = [_LibraryHandler()]
     root.setLevel(logging.WARNING)
+
+
+def _write_traceback(_logger: object, _method: str, line: EventDict) -> EventDict:
+    """Puts a traceback in the place of an exception, for every renderer: structlog's own may show local variables."""
+    given = line.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else (given[1] if isinstance(given, tuple) else None)
+    if error is not None:
+        line["exception"] = traceback_of(error)
+    return line
+
+
+def traceback_of(error: BaseException) -> str:
+    """Returns where an exception was raised and of what type it is, with its causes, the first one first.
+
+    Without the messages: one of a bug may quote the request that it failed on,
+    and prompts do not belong into a log.
+    """
+    parts: list[str] = []
+    follows = ""
+    current: BaseException | None = error
+    while current is not None:
+        frames = "".join(traceback.format_tb(current.__traceback__))
+        kind = type(current)
+        parts.append(f"Traceback (most recent call last):\n{frames}{kind.__module__}.{kind.__qualname__}{follows}")
+        cause = current.__cause__
+        follows = ", the cause of:" if cause is not None else ", during which came:"
+        current = cause if cause is not None or current.__suppress_context__ else current.__context__
+    return "\n".join(reversed(parts))
 
 
 class _LibraryHandler(logging.Handler):
@@ -195,6 +240,7 @@ class _LibraryHandler(logging.Handler):
         write(
             Event.LIBRARY_REPORTED,
             library=record.name,
-            detail=record.getMessage(),
+            # The lines that follow in some are dumps of what was at hand.
+            detail=record.getMessage().partition("\n")[0],
             exc_info=record.exc_info or None,
         )

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.contract.clock import Clock
@@ -20,11 +21,14 @@ from headrace.router.replicas import ReplicaSet
 from headrace.router.reporting import Report
 from headrace.services.address import Address
 from headrace.services.channel_options import ServerLimits
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.embedding_servicer import EmbeddingServicer
+from headrace.services.gatekeeper import Gatekeeper
 from headrace.services.generate_servicer import GenerateServicer
 from headrace.services.grpc_server import DrainTimes, GrpcServer
 from headrace.services.health_servicer import HealthServicer
 from headrace.services.router_servicer import RouterServicer
+from headrace.services.server_tls import ServerTls
 from headrace.services.stall_watch import StallWatch
 from headrace.v1 import (
     embedding_service_pb2,
@@ -58,6 +62,12 @@ class RouterOptions:
     """A reader that takes nothing for so long is cut off."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """PEFT folders by the names that requests have for them, loaded before any replica serves."""
+    access_file: Path | None = None
+    """Keys and tenants; None asks nobody for a key."""
+    shard_security: ChannelSecurity = field(default_factory=ChannelSecurity)
+    """How shards are reached."""
+    tls: ServerTls | None = None
+    """None listens in plain text."""
     allows_remote_plaintext: bool = False
     """Whether to listen beyond loopback without encryption."""
 
@@ -77,6 +87,8 @@ class RouterApp:
         tracing: "Tracing | None" = None,
     ) -> None:
         self._options = options
+        self.tls = options.tls
+        """The certificate of every listener of the process; None listens in plain text."""
         self._clock = clock
         self.replicas = ReplicaSet(
             connector=connector,
@@ -87,6 +99,7 @@ class RouterApp:
             report=report,
             adapters=AdapterTable(options.adapters),
         )
+        gatekeeper = None if options.access_file is None else Gatekeeper(options.access_file, clock)
         self._adapters = AdapterDesk(self.replicas, model_name=model.card.name, report=report)
         self.pipeline = Pipeline(
             model=model,
@@ -101,12 +114,17 @@ class RouterApp:
         self._stall_watch = StallWatch(options.stall_timeout_s, clock)
         self.server = GrpcServer(
             options.server,
+            tls=options.tls,
+            gatekeeper=gatekeeper,
             allows_remote_plaintext=options.allows_remote_plaintext,
             clock=clock,
             tracing=tracing,
         )
         if tracing is not None:
             _trace_requests(self.pipeline, tracing)
+        if gatekeeper is not None:
+            quotas = self.pipeline.desk.quotas
+            gatekeeper.follow(lambda access: quotas.set_limits(access.limits, access.default_limits))
         self._add_services()
 
     async def start(self, addresses: Sequence[Address]) -> tuple[str, ...]:
@@ -130,6 +148,7 @@ class RouterApp:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.replicas.run(shards), name="replicas")
                 group.create_task(self._stall_watch.run(), name="stall watch")
+                group.create_task(self.pipeline.desk.quotas.run(), name="quotas")
                 group.create_task(self._follow_replicas(), name="health")
         except* StartupError as errors:
             raise _first_of(errors) from errors
@@ -159,7 +178,10 @@ class RouterApp:
         generate = GenerateServicer(self.pipeline, self._stall_watch, self._clock)
         embedding = EmbeddingServicer(self._embeddings, self._clock)
         router = RouterServicer(
-            self.pipeline, self._adapters, message_size_bytes=self._options.server.message_size_limit_bytes
+            self.pipeline,
+            self._adapters,
+            message_size_bytes=self._options.server.message_size_limit_bytes,
+            shard_security=self._options.shard_security,
         )
         health = HealthServicer(self.pipeline, self._clock)
         self.server.add(

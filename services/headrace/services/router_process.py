@@ -19,13 +19,14 @@ from headrace.router.pipeline import ServedModel
 from headrace.router.replica import SchedulingOptions
 from headrace.router.validation import RequestLimits
 from headrace.services import event_loop
-from headrace.services.address import Address, TcpAddress, UnixAddress
+from headrace.services.address import Address, TcpAddress, UnixAddress, parse_address
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.grpc_poller import considerate_poller
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
 from headrace.services.router_app import RouterApp, RouterOptions
+from headrace.services.server_tls import ServerTls
 from headrace.services.settings import RestSettings, RouterOnlySettings, RouterSettings, ServeSettings, ShardSettings
 from headrace.services.settings_loader import load_settings, to_flags
 from headrace.services.shard_connector import ShardConnector
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs `headrace router` until it is told to end; returns the process's exit status."""
     settings = load_settings(RouterSettings, arguments, os.environ, program="headrace router")
     configure(level=settings.log_level, style=settings.log_format)
+    # Tried here, since a router that cannot reach its shards safely had better not start.
+    settings.shard_security.credentials(map(parse_address, settings.shard))
     return event_loop.run(run_router(settings, [(address,) for address in settings.shard], supervisor=None))
 
 
@@ -127,6 +130,7 @@ async def run_router(
             options=router_options(settings),
             connector=ShardConnector(
                 message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES,
+                security=settings.shard_security,
                 vocabulary=model.vocabulary if model.card.end_of_sequence_token_ids else None,
             ),
             executor=executor,
@@ -167,7 +171,9 @@ def metrics_endpoint(
     if settings.tgi_metric_names:
         metrics += TGI_METRICS
         sources.append(partial(read_tgi, app.pipeline))
-    return serve_metrics(settings.metrics_listen_address, metrics, sources)
+    return serve_metrics(
+        settings.metrics_listen_address, metrics, sources, tls=app.tls, allows_remote_plaintext=settings.insecure
+    )
 
 
 def shard_metrics_address(settings: ServeSettings, number: int) -> str:
@@ -225,6 +231,9 @@ def router_options(settings: RouterOnlySettings) -> RouterOptions:
         replay_timeout_s=settings.replay_timeout_s,
         adapters=settings.adapters,
         stall_timeout_s=settings.stall_timeout_s,
+        access_file=Path(settings.access_file) if settings.access_file else None,
+        shard_security=settings.shard_security,
+        tls=ServerTls(settings.server_tls_files) if settings.server_tls_files else None,
         allows_remote_plaintext=settings.insecure,
     )
 

@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator
 
 import grpc.aio
 
-from headrace.contract.errors import InvalidRequest
+from headrace.contract.errors import InvalidRequest, StartupError
 from headrace.router.adapter_desk import AdapterDesk
 from headrace.router.pipeline import Pipeline
 from headrace.router.replica import ReplicaStatus
 from headrace.services.address import parse_address
+from headrace.services.caller import Role
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.convert_router import adapter_to_proto, model_to_proto, replica_to_proto
 from headrace.services.duration import duration_to_proto
+from headrace.services.in_flight import current_call
 from headrace.v1 import router_service_pb2 as pb
 from headrace.v1 import router_service_pb2_grpc
 
@@ -23,9 +26,17 @@ DEFAULT_INTERVAL_S = 1.0
 class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     """Reads and operates one pipeline, its replicas and its adapters."""
 
-    def __init__(self, pipeline: Pipeline, adapters: AdapterDesk, *, message_size_bytes: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        adapters: AdapterDesk,
+        *,
+        message_size_bytes: int,
+        shard_security: ChannelSecurity,
+    ) -> None:
         self._pipeline = pipeline
         self._adapters = adapters
+        self._shard_security = shard_security
         self._message_size_bytes = message_size_bytes
 
     async def ListModels(  # noqa: N802
@@ -55,8 +66,8 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
             raise InvalidRequest.of("addresses", "must name the address of every rank, rank 0 first")
         for index, address in enumerate(request.addresses):
             try:
-                parse_address(address)
-            except ValueError as error:
+                self._shard_security.check([parse_address(address)])
+            except (ValueError, StartupError) as error:
                 raise InvalidRequest.of(f"addresses[{index}]", str(error)) from error
         return pb.AddReplicaResponse(replica=self._replica(self._pipeline.replicas.add(tuple(request.addresses))))
 
@@ -97,8 +108,10 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     async def Abort(  # noqa: N802
         self, request: pb.AbortRequest, _context: grpc.aio.ServicerContext[object, object]
     ) -> pb.AbortResponse:
-        """Ends requests early; ids that are not running are ignored."""
-        return pb.AbortResponse(aborted_request_ids=self._pipeline.desk.abort(request.request_ids))
+        """Ends requests early; ids that are not running are ignored, and so are those of another tenant's requests."""
+        caller = current_call().caller
+        tenant = None if Role.OPERATE in caller.roles else caller.tenant
+        return pb.AbortResponse(aborted_request_ids=self._pipeline.desk.abort(request.request_ids, tenant=tenant))
 
     async def ListAdapters(  # noqa: N802
         self, request: pb.ListAdaptersRequest, _context: grpc.aio.ServicerContext[object, object]

@@ -1,6 +1,5 @@
 """Every setting of every process, as frozen trees with defaults, limits and explanations."""
 
-import re
 from typing import Annotated, Self
 
 from pydantic import (
@@ -17,44 +16,21 @@ from pydantic import (
 )
 from pydantic import NonNegativeFloat as NonNegative
 
-from headrace.contract.adapter import check_adapter_name
-from headrace.contract.errors import InvalidRequest
 from headrace.contract.pooling import Pooling
 from headrace.services.address import Address, TcpAddress, parse_address
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.log import LogFormat, LogLevel
-
-
-def _is_address(text: str) -> str:
-    parse_address(text)
-    return text
-
-
-def _is_tcp_address(text: str) -> str:
-    if text and not isinstance(parse_address(text), TcpAddress):
-        raise ValueError(f"{text!r} is no host:port")
-    return text
-
-
-def _on_loopback(text: str) -> str:
-    """Returns the address of a port alone."""
-    return f"127.0.0.1:{text}" if text.isascii() and text.isdigit() else text
-
-
-def _is_otlp_endpoint(text: str) -> str:
-    if text and not re.fullmatch(r"https?://[^/]+/?", text):
-        raise ValueError(f"{text!r} is no http://host:port")
-    return text
-
-
-def _split(items: object) -> object:
-    """Cuts what was given at once, as TGI's launcher has it, at its commas."""
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        return items
-    return tuple(part for item in items for part in item.split(",") if part)
-
-
-AddressText = Annotated[str, AfterValidator(_is_address)]
-TcpAddressText = Annotated[str, AfterValidator(_on_loopback), AfterValidator(_is_tcp_address)]
+from headrace.services.server_tls import ServerTlsFiles
+from headrace.services.settings_checks import (
+    AddressText,
+    TcpAddressText,
+    check_adapters,
+    check_listen_parts,
+    check_pair,
+    is_otlp_endpoint,
+    join_listen_address,
+    split_at_commas,
+)
 
 
 class _Settings(BaseModel):
@@ -67,16 +43,23 @@ class ProcessSettings(_Settings):
     """Settings of every process."""
 
     insecure: bool = False
-    """Listen without encryption on addresses that other machines reach."""
+    """Accept connections without encryption from other machines and to them."""
+    tls_certificate_file: str = ""
+    """Certificate of this process in PEM, followed by those between it and its root. With it every TCP address takes
+    TLS alone, metrics included; unix sockets do without. Read again when it is replaced."""
+    tls_key_file: str = ""
+    """Private key of that certificate in PEM, not encrypted."""
+    tls_client_ca_file: str = ""
+    """Roots in PEM of the certificates that clients have to show; empty asks for none."""
     log_level: LogLevel = LogLevel.INFO
     """Least severe line of the log."""
     log_format: LogFormat = LogFormat.AUTO
     """How the log looks; `auto` is readable on a terminal and JSON elsewhere."""
     metrics_address: Annotated[TcpAddressText, Field(json_schema_extra={"aliases": ["prometheus-port"]})] = ""
-    """Where Prometheus scrapes the process over plain HTTP: a port of 127.0.0.1, or `host:port`. Empty offers no
+    """Where Prometheus scrapes the process over HTTP: a port of 127.0.0.1, or `host:port`. Empty offers no
     metrics."""
 
-    otlp_endpoint: Annotated[str, AfterValidator(_is_otlp_endpoint)] = ""
+    otlp_endpoint: Annotated[str, AfterValidator(is_otlp_endpoint)] = ""
     """Where traces are sent by OTLP over gRPC: `http://host:port`, or `https://host:port` with TLS. Empty traces
     nothing. Needs the extra `tracing`."""
     otlp_service_name: str = ""
@@ -85,11 +68,25 @@ class ProcessSettings(_Settings):
     """Share of the traces that begin here which is recorded. Whether others are was decided where they began."""
 
     @property
+    def server_tls_files(self) -> ServerTlsFiles | None:
+        """What servers of this process show; None listens in plain text."""
+        return ServerTlsFiles.of(
+            certificate=self.tls_certificate_file, key=self.tls_key_file, client_ca=self.tls_client_ca_file
+        )
+
+    @property
     def metrics_listen_address(self) -> TcpAddress | None:
         """Where to answer scrapes, parsed; None for nowhere."""
         address = parse_address(self.metrics_address) if self.metrics_address else None
         assert address is None or isinstance(address, TcpAddress), "validated"
         return address
+
+    @model_validator(mode="after")
+    def _check_process(self) -> Self:
+        check_pair(self, "tls_certificate_file", "tls_key_file")
+        if self.tls_client_ca_file and not self.tls_certificate_file:
+            raise ValueError("tls_client_ca_file needs a tls_certificate_file: without one nothing is encrypted")
+        return self
 
 
 class CommonSettings(ProcessSettings):
@@ -199,10 +196,19 @@ class RouterOnlySettings(CommonSettings):
     watermark_by_default: bool = False
     """Mark the completions of requests that do not say whether to."""
     adapter: Annotated[
-        tuple[str, ...], BeforeValidator(_split), Field(json_schema_extra={"aliases": ["lora-adapters"]})
+        tuple[str, ...], BeforeValidator(split_at_commas), Field(json_schema_extra={"aliases": ["lora-adapters"]})
     ] = ()
     """A LoRA adapter as NAME=SOURCE, where SOURCE is a PEFT folder that every shard can read; loaded before the first
     request is taken. May be repeated, or be several between commas."""
+    access_file: Annotated[str, Field(json_schema_extra={"aliases": ["keys-file"]})] = ""
+    """TOML file with the keys that callers must show and the limits of their tenants. Read again when it is replaced.
+    Empty asks for no keys."""
+    shard_tls_ca_file: str = ""
+    """Roots in PEM of the shards' certificates. With it every shard on a TCP address is reached by TLS."""
+    shard_tls_certificate_file: str = ""
+    """Certificate in PEM that the router shows to shards, which ask for one where other machines reach them."""
+    shard_tls_key_file: str = ""
+    """Private key of that certificate in PEM, not encrypted."""
     waiting_request_limit: PositiveInt = 512
     """Most requests between their arrival and their first step; more are told when to come back. One for several
     completions or embeddings counts as several."""
@@ -234,21 +240,33 @@ class RouterOnlySettings(CommonSettings):
     @property
     def listen_address(self) -> Address:
         """Where to listen, parsed."""
-        return _listen_address(self.listen, self.hostname, self.port)
+        return join_listen_address(self.listen, self.hostname, self.port)
 
     @property
     def adapters(self) -> dict[str, str]:
         """Sources of adapters by name."""
         return {name: source for name, _, source in (item.partition("=") for item in self.adapter)}
 
+    @property
+    def shard_security(self) -> ChannelSecurity:
+        """How shards are reached."""
+        return ChannelSecurity.of(
+            ca=self.shard_tls_ca_file,
+            certificate=self.shard_tls_certificate_file,
+            key=self.shard_tls_key_file,
+            allows_remote_plaintext=self.insecure,
+            hint="--shard-tls-ca-file",
+        )
+
     @model_validator(mode="after")
     def _check_router(self) -> Self:
-        _check_adapters(self.adapter)
+        check_adapters(self.adapter)
+        check_pair(self, "shard_tls_certificate_file", "shard_tls_key_file", needed="shard_tls_ca_file")
         if self.watermark_by_default and not self.watermark_key_file:
             raise ValueError("watermark_by_default needs a watermark_key_file")
         if not self.model:
             raise ValueError("no model is given; try smollm2-135m-instruct")
-        _check_listen(self.listen, self.hostname, self.port)
+        check_listen_parts(self.listen, self.hostname, self.port)
         return self
 
 
@@ -296,6 +314,12 @@ class RestSettings(TranslationSettings):
     ] = ("127.0.0.1:50051",)
     """Where a router is reached: `host:port` or `unix:PATH`. May be repeated, then calls take turns among those that
     serve."""
+    router_tls_ca_file: str = ""
+    """Roots in PEM of the routers' certificates. With it routers on TCP addresses are reached by TLS."""
+    router_tls_certificate_file: str = ""
+    """Certificate in PEM that the sidecar shows to routers that ask for one."""
+    router_tls_key_file: str = ""
+    """Private key of that certificate in PEM, not encrypted."""
     listen: AddressText = "127.0.0.1:8080"
     """Where HTTP clients reach the sidecar: `host:port` or `unix:PATH`."""
     hostname: Annotated[str | None, Field(json_schema_extra={"flag_only": True})] = None
@@ -314,40 +338,24 @@ class RestSettings(TranslationSettings):
     @property
     def listen_address(self) -> Address:
         """Where to listen, parsed."""
-        return _listen_address(self.listen, self.hostname, self.port)
+        return join_listen_address(self.listen, self.hostname, self.port)
+
+    @property
+    def router_security(self) -> ChannelSecurity:
+        """How routers are reached."""
+        return ChannelSecurity.of(
+            ca=self.router_tls_ca_file,
+            certificate=self.router_tls_certificate_file,
+            key=self.router_tls_key_file,
+            allows_remote_plaintext=self.insecure,
+            hint="--router-tls-ca-file",
+        )
 
     @model_validator(mode="after")
     def _check_rest(self) -> Self:
-        _check_listen(self.listen, self.hostname, self.port)
+        check_pair(self, "router_tls_certificate_file", "router_tls_key_file", needed="router_tls_ca_file")
+        check_listen_parts(self.listen, self.hostname, self.port)
         return self
-
-
-def _listen_address(listen: str, hostname: str | None, port: int | None) -> Address:
-    address = parse_address(listen)
-    if not isinstance(address, TcpAddress):
-        return address
-    return TcpAddress(address.host if hostname is None else hostname, address.port if port is None else port)
-
-
-def _check_adapters(items: tuple[str, ...]) -> None:
-    seen = set()
-    for item in items:
-        name, _, source = item.partition("=")
-        if not source:
-            raise ValueError(f"adapter {item!r} is not NAME=SOURCE")
-        if name in seen:
-            raise ValueError(f"two adapters are called {name!r}")
-        try:
-            check_adapter_name(name)
-        except InvalidRequest as error:
-            raise ValueError(f"adapter {item!r}: {error}") from error
-        seen.add(name)
-
-
-def _check_listen(listen: str, hostname: str | None, port: int | None) -> None:
-    has_part = hostname is not None or port is not None
-    if has_part and not isinstance(parse_address(listen), TcpAddress):
-        raise ValueError(f"a hostname or a port has no place in the address {listen}")
 
 
 PROCESSES: dict[str, type[ProcessSettings]] = {

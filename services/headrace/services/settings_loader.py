@@ -19,6 +19,9 @@ from headrace.services.settings import PROCESSES, ProcessSettings
 PREFIX = "HEADRACE_"
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
 
+_NO_SETTINGS = {CONFIG_VARIABLE, "HEADRACE_KEY"}
+"""The second is what the commands of the client show to servers."""
+
 # Kubernetes describes every service to every container. One whose name begins with
 # `headrace` must not stop a router, nor may its HEADRACE_PORT ever be taken for a setting.
 _KUBERNETES = re.compile(
@@ -35,7 +38,7 @@ RETIRED_FLAGS: Mapping[str, str] = {
     "max-waiting-tokens": "it has no meaning here: prompts join the running batch in chunks",
     "cuda-memory-fraction": "set --kv-memory",
     "disable-custom-kernels": "set --kernels reference",
-    "api-key": "authentication is not in this release; put the router behind a proxy that has it",
+    "api-key": "set --access-file, with an entry made by `headrace key`",
     "json-output": "set --log-format json",
     "shard-uds-path": "a supervised shard has a private socket; elsewhere set --listen unix:PATH",
     "tokenizer-config-path": "the tokenizer is read from the model's own files",
@@ -165,7 +168,7 @@ def _from_environment(kind: type[ProcessSettings], environment: Mapping[str, str
     known = {variable_of(name): (name, field) for name, field in _shareable_fields().items()}
     found: dict[str, object] = {}
     for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in _NO_SETTINGS:
             continue
         if variable not in known:
             if _KUBERNETES.fullmatch(variable):

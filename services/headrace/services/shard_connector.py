@@ -11,9 +11,10 @@ from headrace.contract.errors import StartupError
 from headrace.contract.vocabulary import Vocabulary
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceStub
-from headrace.services.address import parse_address
+from headrace.services.address import Address, parse_address
 from headrace.services.backoff import Backoff
 from headrace.services.channel_options import SHARD_PING_TIMEOUT_S, shard_channel_options
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.convert_step import description_from_proto
 from headrace.services.convert_vocabulary import vocabulary_to_proto
 from headrace.services.shard_channel import Outbox, ShardChannel
@@ -39,9 +40,14 @@ class ShardConnector:
         *,
         message_size_limit_bytes: int,
         vocabulary: Vocabulary | None = None,
+        security: ChannelSecurity | None = None,
         ping_timeout_s: float = SHARD_PING_TIMEOUT_S,
     ) -> None:
-        """Takes what shards that know grammars are told of the model's tokens; None tells them nothing."""
+        """Takes what shards that know grammars are told of the model's tokens; None tells them nothing.
+
+        Without a `security` nothing but this machine is reached.
+        """
+        self._security = security or ChannelSecurity()
         self._vocabulary = vocabulary
         self._options = shard_channel_options(message_size_limit_bytes, ping_timeout_s)
 
@@ -50,7 +56,8 @@ class ShardConnector:
 
         Raises:
             StartupError: the shard says that it can never start, the address is
-                none, or there are several ranks.
+                none or may not be reached in plain text, the router's own
+                certificate cannot be read, or there are several ranks.
         """
         if len(addresses) != 1:
             raise StartupError(
@@ -59,15 +66,22 @@ class ShardConnector:
             )
         [address] = addresses
         try:
-            target = str(parse_address(address))
+            parsed = parse_address(address)
         except ValueError as error:
             raise StartupError(str(error)) from error
-        channel = grpc.aio.insecure_channel(target, self._options)
+        channel = self._open_channel(parsed)
         try:
             return await self._connect(address, channel, on_progress)
         except BaseException:
             await channel.close()
             raise
+
+    def _open_channel(self, address: Address) -> grpc.aio.Channel:
+        """Returns a new channel, with the router's certificate as it is now: each connection reads it again."""
+        credentials = self._security.credentials([address])
+        if credentials is None:
+            return grpc.aio.insecure_channel(str(address), self._options)
+        return grpc.aio.secure_channel(str(address), credentials, self._options)
 
     async def _connect(
         self, address: str, channel: grpc.aio.Channel, on_progress: Callable[[str], None]

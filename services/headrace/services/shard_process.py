@@ -14,9 +14,11 @@ from headrace.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer
 from headrace.services import event_loop
 from headrace.services.channel_options import SHARD_MESSAGE_SIZE_LIMIT_BYTES, ServerLimits
 from headrace.services.child_process import end_with_parent
+from headrace.services.exposure import check_shard_listener
 from headrace.services.grpc_server import GrpcServer
 from headrace.services.log import Event, configure, logger
 from headrace.services.model_source import resolve_model
+from headrace.services.server_tls import ServerTls
 from headrace.services.settings import ShardSettings
 from headrace.services.settings_loader import load_settings
 from headrace.services.shard_servicer import ShardServicer
@@ -67,8 +69,11 @@ async def run_shard(settings: ShardSettings) -> int:
 
 
 async def _serve(settings: ShardSettings, servicer: ShardServicer, shutdown: Shutdown) -> int:
+    tls = ServerTls(settings.server_tls_files) if settings.server_tls_files else None
+    check_shard_listener(settings.listen_address, tls, allows_remote_plaintext=settings.insecure)
     server = GrpcServer(
         ServerLimits(message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES),
+        tls=tls,
         allows_remote_plaintext=settings.insecure,
     )
     server.add(
@@ -76,7 +81,13 @@ async def _serve(settings: ShardSettings, servicer: ShardServicer, shutdown: Shu
         lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
     )
     sources = (lambda: read_shard(servicer.meter, servicer.engine), partial(read_calls, server.call_meter))
-    async with serve_metrics(settings.metrics_listen_address, (*SHARD_METRICS, *CALL_METRICS), sources):
+    async with serve_metrics(
+        settings.metrics_listen_address,
+        (*SHARD_METRICS, *CALL_METRICS),
+        sources,
+        tls=tls,
+        allows_remote_plaintext=settings.insecure,
+    ):
         return await _run(settings, servicer, server, shutdown)
 
 

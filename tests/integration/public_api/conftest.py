@@ -22,9 +22,11 @@ from headrace.router.replica import SchedulingOptions
 from headrace.router.validation import RequestLimits
 from headrace.services.address import parse_address
 from headrace.services.channel_options import ServerLimits
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.grpc_server import DrainTimes, GrpcServer
 from headrace.services.log import report
 from headrace.services.router_app import RouterApp, RouterOptions
+from headrace.services.server_tls import ServerTls
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_servicer import ShardServicer
 from headrace.shard.engines.fake import FakeEngine, FakeOptions
@@ -80,10 +82,12 @@ def served_model(example_model: Path) -> ServedModel:
 
 
 @asynccontextmanager
-async def run_shard(address: str, engine: FakeOptions, tracing: Any = None) -> AsyncIterator[str]:
+async def run_shard(
+    address: str, engine: FakeOptions, tls: ServerTls | None = None, tracing: Any = None
+) -> AsyncIterator[str]:
     worker = Worker(FakeEngine(engine))
     servicer = ShardServicer(instance_id="test", tracing=tracing)
-    server = GrpcServer(ServerLimits())
+    server = GrpcServer(ServerLimits(), tls=tls)
     server.add(
         shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"],
         lambda grpc_server: add_ShardServiceServicer_to_server(servicer, grpc_server),
@@ -112,8 +116,12 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
         message_size_limit_bytes: int = 4 * 2**20,
         propagation_s: float = 0.0,
         channel_options: tuple[tuple[str, Any], ...] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+        shard_tls: ServerTls | None = None,
+        shard_security: ChannelSecurity | None = None,
         tracing: Any = None,
         shard_tracing: Any = None,
+        **router: Any,
     ) -> AsyncIterator[Deployment]:
         options = RouterOptions(
             scheduling=SchedulingOptions(
@@ -128,15 +136,17 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
             drain=DrainTimes(propagation_s=propagation_s, timeout_s=20.0),
             replay_timeout_s=10.0,
             stall_timeout_s=stall_timeout_s,
+            shard_security=shard_security or ChannelSecurity(),
+            **router,
         )
         async with AsyncExitStack() as stack:
-            paths = [f"unix:{tmp_path}/s{n}" for n in range(shard_count)]
-            running = [run_shard(path, engine or FakeOptions(), shard_tracing) for path in paths]
+            paths = ["127.0.0.1:0" if shard_tls else f"unix:{tmp_path}/s{number}" for number in range(shard_count)]
+            running = [run_shard(path, engine or FakeOptions(), shard_tls, shard_tracing) for path in paths]
             shards = [(await stack.enter_async_context(shard),) for shard in running]
             app = RouterApp(
                 model=served_model,
                 options=options,
-                connector=ShardConnector(message_size_limit_bytes=16 * 2**20),
+                connector=ShardConnector(message_size_limit_bytes=16 * 2**20, security=options.shard_security),
                 executor=stack.enter_context(ThreadPoolExecutor(2)),
                 clock=MonotonicClock(),
                 report=report,
@@ -145,7 +155,12 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
             (address,) = await app.start([parse_address("127.0.0.1:0")])
             runner = asyncio.ensure_future(app.run(shards))
             stack.push_async_callback(_end, app, runner)
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=list(channel_options)))
+            channel = (
+                grpc.aio.secure_channel(address, credentials, options=list(channel_options))
+                if credentials
+                else grpc.aio.insecure_channel(address, options=list(channel_options))
+            )
+            await stack.enter_async_context(channel)
             deployment = Deployment(app, address, channel)
             await deployment.until(
                 lambda: sum(status.is_connected for status in app.replicas.statuses()) == shard_count

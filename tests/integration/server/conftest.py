@@ -82,3 +82,9 @@ async def run_server(listen: str, limits: ServerLimits | None = None, **options:
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     async with run_server(f"unix:{tmp_path}/server.sock") as server:
         yield server
+
+
+@pytest.fixture
+def serve() -> Callable[..., Any]:
+    """Returns a context manager that runs a server with options of `GrpcServer`."""
+    return run_server

@@ -193,3 +193,11 @@ async def test_a_message_over_the_limit_says_so(tmp_path: Path, is_request: bool
             await small.stub.Generate(pb.GenerateRequest(text="x" * 2000 if is_request else ""))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "1000" in str(caught.value.details())
+
+
+async def test_headers_over_the_limit_are_refused(running: Running) -> None:
+    await running.stub.Generate(REQUEST, metadata=[("x-a", "a" * 15_000)])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.Generate(REQUEST, metadata=[("x-a", "a" * 17_000)])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "metadata" in str(caught.value.details())

@@ -69,7 +69,32 @@ def test_a_traceback_is_one_line(lines: io.StringIO) -> None:
     except RuntimeError as error:
         logger().error(Event.CALL_CRASHED, exc_info=error)
     [line] = parsed(lines)
-    assert "RuntimeError: broken" in str(line["exception"])
+    assert "test_log.py" in str(line["exception"])
+    assert str(line["exception"]).endswith("builtins.RuntimeError")
+
+
+@pytest.mark.parametrize("style", [LogFormat.JSON, LogFormat.CONSOLE])
+def test_a_traceback_quotes_nothing_that_the_bug_was_met_with(lines: io.StringIO, style: LogFormat) -> None:
+    configure(level=LogLevel.DEBUG, style=style, stream=lines)
+
+    prompt = "my-secret"
+
+    def fail(prompt: str) -> None:
+        try:
+            {}[prompt]
+        except KeyError as error:
+            raise ValueError(f"no {prompt}") from error
+
+    for make_line in (
+        lambda error: logger().error(Event.CALL_CRASHED, exc_info=error),
+        lambda error: logging.getLogger("uvicorn.error").error("odd\nat %s", error, exc_info=error),
+    ):
+        with pytest.raises(ValueError, match="no my") as caught:
+            fail(prompt)
+        make_line(caught.value)
+    text = lines.getvalue()
+    assert prompt not in text
+    assert text.count("builtins.KeyError, the cause of:") == text.count("builtins.ValueError") == 2
 
 
 def test_lines_of_libraries_are_events_too(lines: io.StringIO) -> None:

@@ -84,6 +84,7 @@ from headrace.client.results import (
 from headrace.client.service_config import ROUND_ROBIN_SERVICE_CONFIG_JSON, SERVICE_CONFIG_JSON
 from headrace.client.sync import Client
 from headrace.client.sync_stream import GenerationStream
+from headrace.client.tls import Tls
 from headrace.client.watermark import WatermarkEvidence, detect_watermark
 from headrace.contract.errors import (
     AdapterNotFound,
@@ -197,6 +198,7 @@ __all__ = [
     "StreamBroken",
     "TextSpan",
     "Timings",
+    "Tls",
     "TokenLogprob",
     "Tokenization",
     "TokenizeChatOptions",

@@ -33,6 +33,7 @@ from headrace.client.options import (
 )
 from headrace.client.requests import PoolingLike, Prompt
 from headrace.client.results import Embeddings, Generation, Tokenization
+from headrace.client.tls import Tls
 
 if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
     from opentelemetry.trace import TracerProvider
@@ -61,6 +62,8 @@ class AsyncClient:
         deadline_s: float | None = DEFAULT_DEADLINE_S,
         wait_for_ready: bool = False,
         metadata: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         round_robin: bool | None = None,
         message_size_limit_bytes: int = DEFAULT_MESSAGE_SIZE_LIMIT_BYTES,
@@ -74,8 +77,10 @@ class AsyncClient:
                 `IP:PORT`.
             deadline_s: seconds for each call that does not say otherwise; None waits for ever.
             wait_for_ready: whether calls wait for a connection until their deadline, in place of failing at once.
-            metadata: headers of every call, such as `{"authorization": "Bearer ..."}`.
-            credentials: TLS, from `grpc.ssl_channel_credentials`; None sends in plain text.
+            metadata: headers of every call, such as `{"x-team": "search"}`.
+            tls: how to encrypt, such as `Tls(ca_file="ca.pem")`; None sends in plain text.
+            key: shown to the server with every call, as `authorization: Bearer ...`.
+            credentials: gRPC's own, in place of `tls`.
             round_robin: whether calls take turns among the addresses, leaving out servers whose health is not SERVING.
                 None does so when several are given. Then even `get_health` reaches only servers that are serving:
                 to examine one that is not, make a client for it alone.
@@ -84,13 +89,17 @@ class AsyncClient:
             tracer_provider: makes a span for each call and has the server go on with its trace; None traces nothing.
 
         Raises:
-            ValueError: several addresses are given that gRPC cannot take together.
+            OSError: a file of `tls` cannot be read.
+            ValueError: several addresses are given that gRPC cannot take together, `tls` beside `credentials`, or a
+                key that no header can carry.
         """
         connection = Connection.to(
             target,
             deadline_s=deadline_s,
             wait_for_ready=wait_for_ready,
             metadata=metadata,
+            tls=tls,
+            key=key,
             credentials=credentials,
             round_robin=round_robin,
             message_size_limit_bytes=message_size_limit_bytes,

@@ -35,6 +35,11 @@ class AsyncChannel:
         """What the channel connects to, as gRPC resolves it."""
         return self._connection.target
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return all(call.done() for call in self._calls)
+
     async def unary(self, call: Call[ResponseT, ResultT], options: CallOptions) -> ResultT:
         """Makes a call and returns its answer.
 

@@ -19,8 +19,8 @@ from headrace.client.bench_profile import profile_table
 from headrace.client.bench_runner import NO_RETRIES, LoadRunner
 from headrace.client.bench_summary import RequestRecord, Summary
 from headrace.client.bench_table import as_json, heading, progress_bar, table
-from headrace.client.channel import DEFAULT_TARGET
 from headrace.client.chat_cli import explain
+from headrace.client.connection_flags import ConnectionKeywords, add_connection_flags, connection_keywords
 from headrace.client.operations import Model
 from headrace.contract.errors import HeadraceError
 
@@ -35,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Results go to stdout, progress and errors to stderr.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    connection = connection_keywords(parser, arguments)
     try:
         workload, paces = _workload(arguments), _paces(arguments)
-        summaries = asyncio.run(_run(arguments, workload, paces))
+        summaries = asyncio.run(_run(arguments, connection, workload, paces))
     except ValueError as error:
         sys.stderr.write(f"headrace bench: {error}\n")
         return _EXIT_USAGE
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(summary.completed_count == summary.request_count for summary in summaries) else _EXIT_FAILED
 
 
-async def _run(arguments: argparse.Namespace, workload: Workload, paces: Sequence[Pace]) -> list[Summary]:
+async def _run(
+    arguments: argparse.Namespace, connection: ConnectionKeywords, workload: Workload, paces: Sequence[Pace]
+) -> list[Summary]:
     """Runs the loads one after the other.
 
     Raises:
@@ -61,7 +65,7 @@ async def _run(arguments: argparse.Namespace, workload: Workload, paces: Sequenc
         OSError: the file of results cannot be written.
         ValueError: the requests are too long for the model.
     """
-    async with AsyncClient(arguments.target, deadline_s=None, channel_options=(NO_RETRIES,)) as client:
+    async with AsyncClient(arguments.target, deadline_s=None, channel_options=(NO_RETRIES,), **connection) as client:
         model = await client.get_model(arguments.model, deadline_s=10.0)
         workload.check(model.limits)
         runner = LoadRunner(client, workload, model=model.name, vocabulary_size=model.limits.vocabulary_size)
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Put load on a running headrace server and show how fast it answers. Prompts are random token ids; "
         "answers are greedy and have a fixed length. Refused requests are counted, not tried again.",
     )
-    parser.add_argument("--target", default=DEFAULT_TARGET, help="HOST:PORT of the server (default: %(default)s)")
+    add_connection_flags(parser)
     parser.add_argument("--model", default="", help="a served model; not needed if there is just one")
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from headrace.client.options import CallOptions
 from headrace.client.service_config import ROUND_ROBIN_SERVICE_CONFIG_JSON, SERVICE_CONFIG_JSON
+from headrace.client.tls import Tls
 
 if TYPE_CHECKING:  # imports of OpenTelemetry, which only some callers have
     from opentelemetry.trace import TracerProvider
@@ -48,7 +49,8 @@ class Connection:
     """None sends in plain text."""
     deadline_s: float | None
     wait_for_ready: bool
-    metadata: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
+    """Not shown: it may hold a key."""
     tracer: "ClientTracer | None" = None
     """Traces the calls, if the caller gave the client what to trace them with."""
 
@@ -64,23 +66,33 @@ class Connection:
         round_robin: bool | None,
         message_size_limit_bytes: int,
         channel_options: Sequence[ChannelOption],
+        tls: Tls | None = None,
+        key: str = "",
         tracer_provider: "TracerProvider | None" = None,
     ) -> Self:
         """Returns the connection that the keywords of a client describe.
 
         Raises:
-            ValueError: several addresses are given that gRPC cannot take together.
+            OSError: a file of `tls` cannot be read.
+            ValueError: several addresses are given that gRPC cannot take together, `tls` stands beside
+                `credentials`, or `key` cannot be one.
         """
+        if tls is not None and credentials is not None:
+            raise ValueError("tls and credentials say the same thing; give one of them")
         addresses = (target,) if isinstance(target, str) else tuple(target)
         is_balanced = len(addresses) > 1 if round_robin is None else round_robin
         joined = _join(addresses)
         return cls(
             target=joined,
-            channel_options=(*_own_options(message_size_limit_bytes, is_balanced=is_balanced), *channel_options),
-            credentials=credentials,
+            channel_options=(
+                *_own_options(message_size_limit_bytes, is_balanced=is_balanced),
+                *(tls.channel_options() if tls else ()),
+                *channel_options,
+            ),
+            credentials=tls.credentials() if tls else credentials,
             deadline_s=deadline_s,
             wait_for_ready=wait_for_ready,
-            metadata=_headers(metadata),
+            metadata=(*_bearer(key), *_headers(metadata)),
             tracer=None if tracer_provider is None else _tracer(tracer_provider, joined),
         )
 
@@ -127,6 +139,12 @@ def _own_options(message_size_limit_bytes: int, *, is_balanced: bool) -> tuple[C
 def _headers(metadata: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     # HTTP/2 wants lower case, and gRPC refuses anything else.
     return tuple((key.lower(), value) for key, value in (metadata or {}).items())
+
+
+def _bearer(key: str) -> tuple[tuple[str, str], ...]:
+    if key and not _HEADER_VALUE.fullmatch(key):
+        raise ValueError("the key has characters that a header cannot carry; is there a line break at its end?")
+    return (("authorization", f"Bearer {key}"),) if key else ()
 
 
 def _join(addresses: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from headrace.client.aio import AsyncClient
-from headrace.client.channel import DEFAULT_DEADLINE_S, DEFAULT_TARGET
+from headrace.client.channel import DEFAULT_DEADLINE_S
 from headrace.client.chat import Message
 from headrace.client.chat_session import ChatSession, one_shot, show
+from headrace.client.connection_flags import ConnectionKeywords, add_connection_flags, connection_keywords
 from headrace.client.errors import ServerUnreachable
 from headrace.client.options import ChatOptions
 from headrace.contract.errors import DeadlineExceeded, HeadraceError
@@ -25,13 +26,15 @@ _EXIT_PIPE_CLOSED = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status. Answers go to stdout, everything about them to stderr."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    connection = connection_keywords(parser, arguments)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character must not end the conversation.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        _run(arguments)
+        _run(arguments, connection)
     except HeadraceError as error:
         sys.stderr.write(f"headrace chat: {explain(error)}\n")
         return _EXIT_FAILED
@@ -58,14 +61,14 @@ def explain(error: HeadraceError) -> str:
     return str(error)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace, connection: ConnectionKeywords) -> None:
     options: ChatOptions = {
         "model": arguments.model,
         "temperature": arguments.temperature,
         "seed": arguments.seed,
         "max_new_token_count": arguments.max_new_token_count,
     }
-    client = AsyncClient(arguments.target, deadline_s=arguments.deadline_s)
+    client = AsyncClient(arguments.target, deadline_s=arguments.deadline_s, **connection)
     # A runner makes Ctrl-C a cancellation. In gRPC's synchronous calls the exception can strike while a lock of
     # the channel is held, and the next call hangs.
     with asyncio.Runner() as runner:
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace chat",
         description="Talk to a headrace server. Without --prompt the conversation goes on until Ctrl-D.",
     )
-    parser.add_argument("--target", default=DEFAULT_TARGET, help="HOST:PORT of the server (default: %(default)s)")
+    add_connection_flags(parser)
     parser.add_argument("--model", default="", help="a served model; not needed if there is just one")
     parser.add_argument("--system", default="", metavar="TEXT", help="a system message to begin with")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and end; speed goes to stderr")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from headrace.client.channel import DEFAULT_TARGET
 from headrace.client.chat_cli import explain
+from headrace.client.connection_flags import ConnectionKeywords, add_connection_flags, connection_keywords
 from headrace.client.sync import Client
 from headrace.client.watermark import WatermarkEvidence, detect_with_key
 from headrace.contract.errors import HeadraceError
@@ -22,12 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    connection = connection_keywords(parser, arguments)
     try:
         keys = parse_watermark_keys(Path(arguments.key_file).read_text(encoding="utf-8"))
         name = arguments.key or next(iter(keys), "")
         if name not in keys:
             parser.error(f"{arguments.key_file} has no key {name!r}")
-        evidence = detect_with_key(_token_ids(arguments), keys[name], gamma=arguments.gamma)
+        evidence = detect_with_key(_token_ids(arguments, connection), keys[name], gamma=arguments.gamma)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"headrace watermark: {error}\n")
         return _EXIT_WRONG_USE
@@ -38,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _token_ids(arguments: argparse.Namespace) -> Sequence[int]:
+def _token_ids(arguments: argparse.Namespace, connection: ConnectionKeywords) -> Sequence[int]:
     data = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
     if arguments.token_ids:
         return [int(word) for word in data.split()]
-    with Client(arguments.target) as client:
+    with Client(arguments.target, **connection) as client:
         return client.tokenize(data, model=arguments.model, add_special_tokens=False).token_ids
 
 
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument("--key", default="", metavar="NAME", help="which of them (default: the first)")
     detect.add_argument("--gamma", type=float, default=0.25, help="as when the text was made (default: %(default)s)")
     detect.add_argument("--token-ids", action="store_true", help="the input is token ids; no server is needed then")
-    detect.add_argument("--target", default=DEFAULT_TARGET, help="HOST:PORT of a server (default: %(default)s)")
+    add_connection_flags(detect)
     detect.add_argument("--model", default="", help="whose tokenizer; not needed if the server has just one model")
     detect.add_argument("--json", action="store_true", help="prints the evidence as JSON")
     return parser

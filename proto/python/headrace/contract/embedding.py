@@ -24,6 +24,8 @@ class EmbeddingRequest:
     adapter: str = ""
     priority: int | None = None
     cache_salt: str = ""
+    tenant: str = ""
+    """As in a `GenerationRequest`."""
     deadline_s: float | None = None
     """Moment on the process's clock when the caller stops waiting; None never."""
     trace_parent: str = ""

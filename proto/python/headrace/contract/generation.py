@@ -148,6 +148,8 @@ class GenerationRequest:
 
     prompt: Prompt | None
     model: str = ""
+    tenant: str = ""
+    """For whom the caller calls, as its key says; empty where no keys are asked for. No field: nobody claims it."""
     request_id: str = ""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stopping: StoppingOptions = field(default_factory=StoppingOptions)

@@ -89,11 +89,13 @@ class RequestLog:
         finally:
             is_check = scope["path"] in _QUIET_PATHS
             duration_s, code = time.monotonic() - begun_at, str(status or _HUNG_UP)
-            self._meter.note_end(scope.get("endpoint_path", UNKNOWN_PATH), code, duration_s, is_check=is_check)
+            # Not the path as it came: that may hold anything, so it is neither logged nor counted.
+            path = scope.get("endpoint_path", UNKNOWN_PATH)
+            self._meter.note_end(path, code, duration_s, is_check=is_check)
             write = logger().debug if is_check else logger().info
             write(
                 Event.CALL_ENDED,
-                method=f"{scope['method']} {scope['path']}",
+                method=f"{scope['method']} {path}",
                 code=code,
                 duration_s=round(duration_s, 6),
             )

@@ -16,10 +16,13 @@ from headrace.contract.errors import StartupError
 from headrace.services import event_loop
 from headrace.services.address import Address, TcpAddress, UnixAddress, clear_for_listening
 from headrace.services.child_process import end_with_parent
+from headrace.services.exposure import check_listener
 from headrace.services.log import Event, configure, logger
 from headrace.services.rest.app import build_app
+from headrace.services.rest.http_protocol import BoundedHeadProtocol
 from headrace.services.rest.router_link import RouterLink
 from headrace.services.rest.sidecar import Limits, Sidecar
+from headrace.services.server_tls import ServerTls
 from headrace.services.settings import RestSettings
 from headrace.services.settings_loader import load_settings
 from headrace.services.shutdown import Shutdown
@@ -61,7 +64,7 @@ async def run_sidecar(settings: RestSettings) -> int:
     """Serves until a signal comes, then lets requests end.
 
     Raises:
-        StartupError: the address is taken, not of this machine, or open to others without encryption.
+        StartupError: an address is taken, not of this machine, or would be used without encryption.
     """
     async with trace_process(settings, default_name="headrace-rest") as tracing:
         return await _run(settings, tracing)
@@ -71,7 +74,12 @@ async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:
     shutdown = Shutdown()
     if settings.exit_with_parent:
         end_with_parent(shutdown)
-    link = RouterLink(settings.router_address, message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES)
+    tls = ServerTls(settings.server_tls_files) if settings.server_tls_files else None
+    link = RouterLink(
+        settings.router_address,
+        message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES,
+        security=settings.router_security,
+    )
     sidecar = Sidecar(
         link=link,
         limits=Limits(
@@ -84,14 +92,23 @@ async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:
         default_pooling=settings.embedding_pooling,
         tracing=tracing,
     )
-    async with serve_metrics(settings.metrics_listen_address, HTTP_METRICS, [partial(read_http, sidecar.meter)]):
-        return await _serve(settings, sidecar, shutdown)
+    metrics = serve_metrics(
+        settings.metrics_listen_address,
+        HTTP_METRICS,
+        [partial(read_http, sidecar.meter)],
+        tls=tls,
+        allows_remote_plaintext=settings.insecure,
+    )
+    async with metrics:
+        return await _serve(settings, sidecar, shutdown, tls)
 
 
-async def _serve(settings: RestSettings, sidecar: Sidecar, shutdown: Shutdown) -> int:
+async def _serve(settings: RestSettings, sidecar: Sidecar, shutdown: Shutdown, tls: ServerTls | None) -> int:
     link = sidecar.link
-    listener, address = listen(settings.listen_address, allows_remote_plaintext=settings.insecure)
-    server = make_server(sidecar, settings)
+    check_listener(settings.listen_address, tls, allows_remote_plaintext=settings.insecure)
+    listener, address = listen(settings.listen_address)
+    is_encrypted = tls is not None and isinstance(settings.listen_address, TcpAddress)
+    server = make_server(sidecar, settings, tls if is_encrypted else None)
     try:
         serving = asyncio.ensure_future(server.serve([listener]))
         await asyncio.wait([serving, asyncio.ensure_future(server.wait_started())], return_when=asyncio.FIRST_COMPLETED)
@@ -124,12 +141,12 @@ async def _until_told(shutdown: Shutdown, serving: "asyncio.Future[None]", propa
         hurrying.cancel()
 
 
-def make_server(sidecar: Sidecar, settings: RestSettings) -> HttpServer:
+def make_server(sidecar: Sidecar, settings: RestSettings, tls: ServerTls | None = None) -> HttpServer:
     """Returns the HTTP server, not yet listening."""
     return HttpServer(
         uvicorn.Config(
             build_app(sidecar, cors_origins=settings.cors_allow_origin, with_ui=settings.ui),
-            http="httptools",
+            http=BoundedHeadProtocol,
             loop="none",
             lifespan="off",
             ws="none",
@@ -137,22 +154,18 @@ def make_server(sidecar: Sidecar, settings: RestSettings) -> HttpServer:
             log_config=None,
             server_header=False,
             proxy_headers=False,
+            ssl_context_factory=(lambda _config, _default: tls.ssl_context()) if tls else None,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
         )
     )
 
 
-def listen(address: Address, *, allows_remote_plaintext: bool) -> tuple[socket.socket, str]:
+def listen(address: Address) -> tuple[socket.socket, str]:
     """Returns a listening socket, and its address with the port that was chosen.
 
     Raises:
-        StartupError: the address is taken, not of this machine, or open to others without encryption.
+        StartupError: the address is taken, or not of this machine.
     """
-    if not (address.is_local or allows_remote_plaintext):
-        raise StartupError(
-            f"refusing to listen on {address}: other machines reach it and the connection is not encrypted; "
-            "listen on 127.0.0.1 or a unix socket, or accept that with --insecure"
-        )
     clear_for_listening(address)
     try:
         match address:

@@ -13,7 +13,11 @@ from headrace.client.calls import Call, ResponseT, ResultT, StreamCall
 from headrace.client.channel import Connection
 from headrace.client.operations import Adapter, Model
 from headrace.client.options import CallOptions
-from headrace.contract.errors import HeadraceError
+from headrace.contract.errors import HeadraceError, StartupError
+from headrace.services.address import parse_address
+from headrace.services.channel_tls import ChannelSecurity
+from headrace.services.log import Event, logger
+from headrace.services.watched_files import WatchedFiles
 from headrace.v1.generate_service_pb2 import GenerateStreamResponse
 
 StreamUnderWay = grpc.aio.UnaryStreamCall[ProtoMessage, GenerateStreamResponse]
@@ -38,19 +42,24 @@ class CallContext:
 class RouterLink:
     """A connection to one or several routers, opened by the first call."""
 
-    def __init__(self, targets: Sequence[str], *, message_size_limit_bytes: int) -> None:
-        connection = Connection.to(
-            targets[0] if len(targets) == 1 else targets,
-            deadline_s=None,
-            wait_for_ready=False,
-            metadata=None,
-            credentials=None,
-            round_robin=None,
-            message_size_limit_bytes=message_size_limit_bytes,
-            # Whether and when to come back is for the HTTP client to decide: it gets the 429 and its Retry-After.
-            channel_options=(("grpc.enable_retries", 0),),
-        )
-        self._channel = AsyncChannel(connection)
+    def __init__(
+        self, targets: Sequence[str], *, message_size_limit_bytes: int, security: ChannelSecurity | None = None
+    ) -> None:
+        """Reads the certificates. Without a `security` nothing but this machine is reached.
+
+        Raises:
+            StartupError: a certificate cannot be read, or a connection would go over a network in plain text.
+        """
+        self._targets = targets
+        self._addresses = [parse_address(target) for target in targets]
+        self._message_size_limit_bytes = message_size_limit_bytes
+        self._security = security or ChannelSecurity()
+        self._watched = WatchedFiles(self._security.tls.paths if self._security.tls else ())
+        self._retired: list[AsyncChannel] = []
+        channel = self._renew()
+        if channel is None:
+            raise StartupError("the certificates for the routers are being replaced; start again")
+        self._channel = channel
 
     @property
     def target(self) -> str:
@@ -63,11 +72,12 @@ class RouterLink:
         Raises:
             HeadraceError: the call failed.
         """
-        return await self._channel.unary(call, context.options())
+        await self._close_idle()
+        return await self._newest().unary(call, context.options())
 
     def stream(self, call: StreamCall, context: CallContext) -> StreamUnderWay:
         """Starts a generation stream, whose messages stay as they are: converting each would cost more than reading."""
-        return self._channel.responses(call, context.options())
+        return self._newest().responses(call, context.options())
 
     def watch(
         self, call: Call[ResponseT, ResultT], context: CallContext
@@ -114,4 +124,42 @@ class RouterLink:
 
     async def close(self) -> None:
         """Ends every call and closes the connections."""
-        await self._channel.close()
+        for channel in (self._channel, *self._retired):
+            await channel.close()
+
+    def _newest(self) -> AsyncChannel:
+        """Returns a channel with the certificates as they are now; calls under way end on the one they have."""
+        try:
+            renewed = self._renew()
+        except StartupError as error:
+            logger().error(Event.CERTIFICATE_REFUSED, detail=error.message)
+            renewed = None
+        if renewed is not None:
+            logger().info(Event.CERTIFICATE_RENEWED, path=str(self._security.tls.ca) if self._security.tls else "")
+            self._retired.append(self._channel)
+            self._channel = renewed
+        return self._channel
+
+    async def _close_idle(self) -> None:
+        """Closes channels with old certificates when their last call has ended."""
+        idle = [channel for channel in self._retired if channel.is_idle]
+        for channel in idle:
+            self._retired.remove(channel)
+            await channel.close()
+
+    def _renew(self) -> AsyncChannel | None:
+        return self._watched.load_if_changed(self._make_channel)
+
+    def _make_channel(self) -> AsyncChannel:
+        connection = Connection.to(
+            self._targets[0] if len(self._targets) == 1 else self._targets,
+            deadline_s=None,
+            wait_for_ready=False,
+            metadata=None,
+            credentials=self._security.credentials(self._addresses),
+            round_robin=None,
+            message_size_limit_bytes=self._message_size_limit_bytes,
+            # Whether and when to come back is for the HTTP client to decide: it gets the 429 and its Retry-After.
+            channel_options=(("grpc.enable_retries", 0),),
+        )
+        return AsyncChannel(connection)

@@ -1,4 +1,4 @@
-"""The Prometheus endpoint of a process: plain HTTP, on a thread of its own."""
+"""The Prometheus endpoint of a process: HTTP, on a thread of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -6,14 +6,16 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import asynccontextmanager
 from functools import partial
 from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import Metric as Family
 
 from headrace.contract.errors import StartupError
 from headrace.services.address import TcpAddress
+from headrace.services.exposure import check_listener
 from headrace.services.log import Event, logger
+from headrace.services.server_tls import ServerTls
+from headrace.services.telemetry.http_server import MetricsServer
 from headrace.services.telemetry.loop_lag import LoopLagProbe
 from headrace.services.telemetry.metric import Metric, Reading, empty_family, families_of
 from headrace.services.telemetry.process_metrics import LOOP_METRICS, read_loop
@@ -63,14 +65,16 @@ class LoopCollector:
 class MetricsEndpoint:
     """Answers scrapes until closed."""
 
-    def __init__(self, server: WSGIServer, thread: Thread, address: str) -> None:
+    def __init__(self, server: MetricsServer, thread: Thread, address: str) -> None:
         self._server = server
         self._thread = thread
         self.address = address
         """Where it listens, with the port that was chosen."""
 
     @classmethod
-    def start(cls, address: TcpAddress, metrics: Sequence[Metric], sources: Sequence[Source]) -> "MetricsEndpoint":
+    def start(
+        cls, address: TcpAddress, metrics: Sequence[Metric], sources: Sequence[Source], tls: ServerTls | None
+    ) -> "MetricsEndpoint":
         """Listens and returns. Call on the event loop that the sources belong to.
 
         Raises:
@@ -80,9 +84,12 @@ class MetricsEndpoint:
         registry.register(LoopCollector(metrics, sources))
         ProcessCollector(registry=registry)
         try:
-            server, thread = start_http_server(address.port, addr=address.host, registry=registry)
+            server = MetricsServer(address, tls.ssl_context() if tls else None)
         except OSError as error:
             raise StartupError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
+        server.set_app(make_wsgi_app(registry))
+        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         bound = str(TcpAddress(address.host, server.server_port))
         logger().info(Event.METRICS_SERVED, address=bound)
         return cls(server, thread, bound)
@@ -100,18 +107,24 @@ class MetricsEndpoint:
 
 @asynccontextmanager
 async def serve_metrics(
-    address: TcpAddress | None, metrics: Sequence[Metric], sources: Sequence[Source]
+    address: TcpAddress | None,
+    metrics: Sequence[Metric],
+    sources: Sequence[Source],
+    *,
+    tls: ServerTls | None = None,
+    allows_remote_plaintext: bool = False,
 ) -> AsyncIterator[MetricsEndpoint | None]:
     """Answers scrapes meanwhile, with what is true of every process beside the given; without an address, nothing.
 
     Raises:
-        StartupError: the address cannot be listened on.
+        StartupError: the address cannot be listened on, or is open to others without encryption.
     """
     if address is None:
         yield None
         return
+    check_listener(address, tls, allows_remote_plaintext=allows_remote_plaintext)
     probe = LoopLagProbe()
-    endpoint = MetricsEndpoint.start(address, (*LOOP_METRICS, *metrics), (partial(read_loop, probe), *sources))
+    endpoint = MetricsEndpoint.start(address, (*LOOP_METRICS, *metrics), (partial(read_loop, probe), *sources), tls)
     probing = asyncio.create_task(probe.run(), name="event loop lag")
     try:
         yield endpoint

@@ -1,6 +1,7 @@
 """The sidecar on a real socket, in front of a real router and its fake shards."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ import httpx2
 import pytest
 
 from headrace.services.address import parse_address
+from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.rest.process import listen, make_server
 from headrace.services.rest.router_link import RouterLink
 from headrace.services.rest.sidecar import Limits, Sidecar
+from headrace.services.server_tls import ServerTls
 from headrace.services.settings import RestSettings
 
 BODY_LIMIT_BYTES = 200_000
@@ -38,18 +41,20 @@ class RestDeployment:
 
 
 @asynccontextmanager
-async def run_sidecar(address: str, tracing: Any = None) -> AsyncIterator[tuple[Sidecar, str]]:
-    link = RouterLink([address], message_size_limit_bytes=4 * 2**20)
+async def run_sidecar(
+    address: str, security: ChannelSecurity | None = None, tls: ServerTls | None = None, tracing: Any = None
+) -> AsyncIterator[tuple[Sidecar, str]]:
+    link = RouterLink([address], message_size_limit_bytes=4 * 2**20, security=security)
     limits = Limits(body_size_bytes=BODY_LIMIT_BYTES, deadline_s=30.0, client_batch_count=8)
     sidecar = Sidecar(
         link=link, limits=limits, started_at_s=int(time.time()), is_ending=asyncio.Event(), tracing=tracing
     )
-    listener, bound = listen(parse_address("127.0.0.1:0"), allows_remote_plaintext=False)
-    server = make_server(sidecar, RestSettings())
+    listener, bound = listen(parse_address("127.0.0.1:0"))
+    server = make_server(sidecar, RestSettings(), tls)
     serving = asyncio.ensure_future(server.serve([listener]))
     try:
         await server.wait_started()
-        yield sidecar, f"http://{bound}"
+        yield sidecar, f"{'https' if tls else 'http'}://{bound}"
     finally:
         server.should_exit = server.force_exit = True
         await serving
@@ -62,9 +67,18 @@ def deploy_rest(deploy: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a context manager that runs a router, its shards and a sidecar."""
 
     @asynccontextmanager
-    async def run(*, rest_tracing: Any = None, **options: Any) -> AsyncIterator[RestDeployment]:
-        async with deploy(**options) as router, run_sidecar(router.address, rest_tracing) as (sidecar, base_url):
-            async with httpx2.AsyncClient(base_url=base_url, timeout=30) as http:
+    async def run(
+        security: ChannelSecurity | None = None,
+        sidecar_tls: ServerTls | None = None,
+        trust: ssl.SSLContext | None = None,
+        rest_tracing: Any = None,
+        **options: Any,
+    ) -> AsyncIterator[RestDeployment]:
+        async with (
+            deploy(**options) as router,
+            run_sidecar(router.address, security, sidecar_tls, rest_tracing) as (sidecar, base_url),
+        ):
+            async with httpx2.AsyncClient(base_url=base_url, timeout=30, verify=trust or True) as http:
                 yield RestDeployment(router, sidecar, http, base_url)
 
     return run

@@ -159,3 +159,37 @@ async def test_connections_that_end_anywhere(rest: Any, ending: str) -> None:
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
         await rest.idle()
     assert (await rest.post("/v1/completions", prompt="x", max_tokens=1)).status_code == 200
+
+
+async def head_status(rest: Any, *pieces: bytes) -> bytes:
+    """Sends bytes as they are, and returns the first line of the answer; waits until the connection is closed."""
+    host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return (await reader.read()).partition(b"\r\n")[0]
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+async def test_a_head_that_is_too_large_is_refused(rest: Any) -> None:
+    start = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
+    assert b" 431 " in await head_status(rest, start, b"x-a: " + b"a" * 40_000 + b"\r\n\r\n")
+    assert b" 431 " in await head_status(rest, start, b"".join(b"x-%d: 1\r\n" % n for n in range(8000)), b"\r\n")
+    assert b" 431 " in await head_status(rest, b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n")
+    fine = start + b"x-a: " + b"a" * 20_000 + b"\r\nconnection: close\r\n\r\n"
+    assert b" 200 " in await head_status(rest, fine)
+    endless = [start, *[b"x-a: " + b"a" * 60_000] * 20]
+    assert (await head_status(rest, *endless)) in {b"HTTP/1.1 431 Request Header Fields Too Large", b"reset"}
+
+
+async def test_a_body_is_not_taken_for_a_head(rest: Any) -> None:
+    body = json.dumps({"prompt": "x" * 60_000, "max_tokens": 1, "truncate_prompt_tokens": 5}).encode()
+    start = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    both = (start + b"\r\n") % len(body) + body + start % len(body)
+    answers = await head_status(rest, both + b"connection: close\r\n", b"\r\n", body)
+    assert b" 200 " in answers
