@@ -12,6 +12,8 @@ from harness.headrace_server import HeadraceServer
 from harness.spread import Spread, paired_ratios
 
 from headrace.client.aio import AsyncClient
+from headrace.client.chat import Message
+from headrace.client.options import GenerateOptions
 
 TEXT = (
     "A rigid frame holds the four wheels. Each wheel turns on an axle of steel, and each axle rests in two bearings. "
@@ -27,9 +29,14 @@ class Workload:
     name: str
     prompt: str
     temperature: float
+    is_chat: bool = False
+    """Whether the prompt is a user's message."""
 
 
 WORKLOADS = (
+    Workload(
+        name="is asked to repeat", prompt=f"Repeat this text word for word:\n\n{TEXT}", temperature=0.0, is_chat=True
+    ),
     Workload(name="repeats its prompt", prompt=f"{TEXT}\n\n{TEXT}\n\n", temperature=0.0),
     Workload(
         name="free text", prompt="The keeper of the lighthouse had not slept since the storm began.", temperature=1.0
@@ -56,15 +63,19 @@ async def run(client: AsyncClient, workload: Workload, *, streams: int, tokens: 
     salt = secrets.token_hex(8)
 
     async def follow(index: int) -> None:
-        stream = client.stream(
-            workload.prompt,
+        options = GenerateOptions(
             temperature=workload.temperature,
             seed=index,
             max_new_token_count=tokens,
             ignore_end_of_sequence=True,
             cache_salt=salt,
-            speculation=None if speculation else False,
         )
+        if not speculation:
+            options["speculation"] = False
+        if workload.is_chat:
+            stream = client.chat_stream([Message(role="user", content=workload.prompt)], **options)
+        else:
+            stream = client.stream(workload.prompt, **options)
         async with stream:
             async for delta in stream:
                 times_s[index].extend([time.perf_counter()] * len(delta.token_ids))
