@@ -130,8 +130,12 @@ async def test_chunks_preemption_and_company_change_nothing(serve: Serve) -> Non
     # So few blocks that the requests preempt each other, and chunks smaller than the prompt.
     narrow = ("--block-count=8", "--context-token-limit=112", "--prefill-chunk-token-limit=5")
     async with serve("serve", *FLOAT32, *narrow) as server, AsyncClient(server.address) as client:
-        assert await run(client, together=True) == alone
-        [replica] = await client.list_replicas()
+        # The first time the grammars are compiled, and the requests may come too late to meet.
+        for _ in range(5):
+            assert await run(client, together=True) == alone
+            [replica] = await client.list_replicas()
+            if replica.load.preemption_count > 0:
+                break
         assert replica.load.preemption_count > 0
 
 
