@@ -82,7 +82,8 @@ class PanelOutput {
       if (tensors_.added != nullptr) {
         const float* added = tensors_.added + (first_row_ + finished_count_) * shape_.out_count + first;
         low += load_at_most(added, width - first);
-        high += load_at_most(added + (shape_.is_gated ? width : kLanes), width - first - (shape_.is_gated ? 0 : kLanes));
+        high +=
+            load_at_most(added + (shape_.is_gated ? width : kLanes), width - first - (shape_.is_gated ? 0 : kLanes));
       }
       T* target = tensors_.output + (first_row_ + finished_count_) * width + first;
       if (shape_.is_gated) {
@@ -119,40 +120,66 @@ inline void fetch_lines(const void* begin, int64_t byte_count) {
     __builtin_prefetch(static_cast<const char*>(begin) + byte, 0, 3);
 }
 
-// Writes a panel in the type that it is multiplied in to where this thread keeps it. `ahead` is the panel that is
-// wanted after it: both are fetched ahead of their use.
+// A panel in the type that it is multiplied in: where it lies, or widened, some steps before the product reads them, to
+// where this thread keeps it.
+// NOTE: a panel that was widened as a whole had left the first-level cache before it was read, and eight bits were no
+// faster than sixteen.
 template <typename T, typename W>
-inline const T* widen_panel(const W* panel, int64_t depth, const W* ahead) {
-  static thread_local std::optional<Buffer<T>> widened;
-  static thread_local int64_t widened_depth = 0;
-  if (widened_depth < depth) {
-    widened.emplace(depth * kPanelWidth);
-    widened_depth = depth;
-  }
-  constexpr int64_t kStepBytes = kStepSize<W> * sizeof(W);
-  constexpr int64_t kStepsAhead = (kFetchAheadBytes + kStepBytes - 1) / kStepBytes;
-  const int64_t step_count = depth / kPanelDepth;
-  for (int64_t step = 0; step < step_count; ++step) {
-    const int64_t wanted = step + kStepsAhead;
-    if (wanted < step_count) {
-      fetch_lines(panel + wanted * kStepSize<W>, kStepBytes);
-    } else if (wanted - step_count < step_count) {
-      fetch_lines(ahead + (wanted - step_count) * kStepSize<W>, kStepBytes);
+class WidenedPanel {
+ public:
+  // Takes on a panel of so many steps; `ahead` is the panel that is wanted after it. Returns where the product finds
+  // it.
+  const T* begin(const W* panel, const W* ahead, int64_t step_count) {
+    if constexpr (std::is_same_v<T, W>) {
+      return panel;
+    } else {
+      panel_ = panel;
+      ahead_ = ahead;
+      step_count_ = step_count;
+      next_step_ = 0;
+      widened_ = room(step_count * kPanelDepth * kPanelWidth);
+      for (int64_t step = 0; step < kLead; ++step) advance();
+      return widened_;
     }
-    widen_step(panel + step * kStepSize<W>, widened->data() + step * kPanelDepth * kPanelWidth);
   }
-  return widened->data();
-}
 
-// A panel in the type that it is multiplied in: where it lies, or widened.
-template <typename T, typename W>
-inline const T* panel_of(const W* panel, int64_t depth, const W* ahead) {
-  if constexpr (std::is_same_v<T, W>) {
-    return panel;
-  } else {
-    return widen_panel<T>(panel, depth, ahead);
+  // Widens another step, if there is one. To be called after each step of the product.
+  void advance() {
+    if constexpr (!std::is_same_v<T, W>) {
+      if (next_step_ == step_count_) return;
+      constexpr int64_t kStepBytes = kStepSize<W> * sizeof(W);
+      constexpr int64_t kStepsAhead = (kFetchAheadBytes + kStepBytes - 1) / kStepBytes;
+      const int64_t wanted = next_step_ + kStepsAhead;
+      if (wanted < step_count_) {
+        fetch_lines(panel_ + wanted * kStepSize<W>, kStepBytes);
+      } else if (wanted - step_count_ < step_count_) {
+        fetch_lines(ahead_ + (wanted - step_count_) * kStepSize<W>, kStepBytes);
+      }
+      widen_step(panel_ + next_step_ * kStepSize<W>, widened_ + next_step_ * kPanelDepth * kPanelWidth);
+      ++next_step_;
+    }
   }
-}
+
+ private:
+  // Steps between widening and use, so that what was stored has left the store buffer.
+  static constexpr int64_t kLead = 2;
+
+  static T* room(int64_t element_count) {
+    static thread_local std::optional<Buffer<T>> buffer;
+    static thread_local int64_t size = 0;
+    if (size < element_count) {
+      buffer.emplace(element_count);
+      size = element_count;
+    }
+    return buffer->data();
+  }
+
+  const W* panel_ = nullptr;
+  const W* ahead_ = nullptr;
+  T* widened_ = nullptr;
+  int64_t step_count_ = 0;
+  int64_t next_step_ = 0;
+};
 
 // NOTE: a gated panel has room for 16 gates, so a panel more than the plain width needs may be begun.
 inline int64_t panel_count(const LinearShape& shape) {
@@ -192,11 +219,12 @@ class LinearTasks {
     const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;
     // NOTE: the outputs of one product are stored while the next runs. Alone, the stores took a quarter of the time.
     PanelOutput<T, W> outputs[2] = {{tensors_, shape_}, {tensors_, shape_}};
+    WidenedPanel<T, W> widened;
     int current = 0;
     while (task < count_) {
       const int64_t next_task = claim();
       const W* panel_ahead = panel(std::min(next_task, count_ - 1));
-      const T* whole_panel = panel_of<T>(panel(task), depth_, panel_ahead);
+      const T* whole_panel = widened.begin(panel(task), panel_ahead, depth_ / kPanelDepth);
       // What was widened has been fetched.
       const T* ahead = nullptr;
       if constexpr (std::is_same_v<T, W>) ahead = panel_ahead;
@@ -207,7 +235,10 @@ class LinearTasks {
         PanelOutput<T, W>& previous = outputs[1 - current];
         float* sums = outputs[current].begin(task % panel_count_, row, row_count);
         product.multiply(tensors_.input + row * shape_.row_stride, shape_.row_stride, row_count, whole_panel, depth_,
-                         row == pass_begin ? ahead : nullptr, sums, [&] { previous.finish_some(rows_per_gap); });
+                         row == pass_begin ? ahead : nullptr, sums, [&] {
+                           widened.advance();
+                           previous.finish_some(rows_per_gap);
+                         });
         previous.finish_some(kRowBlock);
         current = 1 - current;
       }
