@@ -16,7 +16,6 @@ from harness.workloads import Request, Workload
 PEERS = machine.ROOT / "build" / "peers"
 DRIVERS = machine.ROOT / "bench" / "peers"
 LOGS = machine.ROOT / "build" / "bench"
-_Q8_0 = PEERS / "llama_cpp" / "model-q8_0.gguf"
 
 __all__ = ["System", "known_keys", "started_systems"]
 
@@ -80,7 +79,7 @@ RECIPES = (
     ),
     PeerRecipe(
         name="llama.cpp", weights="int8", environment="llama_cpp", driver="llama_cpp_driver.py",
-        model=_Q8_0,
+        model=PEERS / "llama_cpp" / "model-q8_0.gguf",
     ),
     PeerRecipe(
         name="vllm", weights="bf16", environment="vllm", driver="vllm_driver.py", model=PEERS / "model",
@@ -107,9 +106,9 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
         for kind in sorted(weights):
             print(f"starting headrace ({kind})", flush=True)
             log = LOGS / f"headrace-{kind}.log"
-            served, weight_format = _served(model, kind)
+            weight_format = "plain" if kind == "bf16" else kind
             server = await HeadraceServer.start(
-                served,
+                model,
                 "--dtype=bfloat16",
                 "--kv-memory=1GiB",
                 f"--engine-option=weight_format={weight_format}",
@@ -125,13 +124,6 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
                 stack.push_async_callback(peer.stop)
                 systems.append(System(name=recipe.name, weights=recipe.weights, version=peer.version, engine=peer))
         yield systems
-
-
-def _served(model: str, weights: str) -> tuple[str, str]:
-    """Returns what headrace serves: for eight bits the file that llama.cpp serves, if it is there."""
-    if weights == "bf16":
-        return model, "plain"
-    return (str(_Q8_0), "auto") if _Q8_0.exists() else (model, "int8")
 
 
 async def _start_peer(recipe: PeerRecipe) -> PeerProcess | None:
