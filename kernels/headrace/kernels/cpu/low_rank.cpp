@@ -108,7 +108,8 @@ void low_rank(const T* input, const int64_t* token_adapters, const std::vector<L
       const int64_t column = task % columns_of_widest * kLanes;
       if (column >= adapter.rank) continue;
       const T* rows[kTokensAtOnce];
-      for (int64_t token = 0; token < group.count; ++token) rows[token] = input + group.tokens[token] * shape.token_stride;
+      for (int64_t token = 0; token < group.count; ++token)
+        rows[token] = input + group.tokens[token] * shape.token_stride;
       Floats sums[kTokensAtOnce];
       weigh(group.count, rows, adapter.down, shape.in_count, adapter.rank, column, kLanes, sums);
       for (int64_t token = 0; token < group.count; ++token) store(narrow_row(index, token) + column, sums[token]);
@@ -151,7 +152,7 @@ void low_rank(const T* input, const int64_t* token_adapters, const std::vector<L
   });
 }
 
-#define INSTANTIATE(T)                                                                                       \
+#define INSTANTIATE(T)                                                                                            \
   template void low_rank<T>(const T*, const int64_t*, const std::vector<LowRankWeights<T>>&, const LowRankShape&, \
                             float*);
 INSTANTIATE(float)

@@ -60,6 +60,4 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "Tensor");
 }
 
-TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
-  library.impl("low_rank", &headrace::operators::low_rank);
-}
+TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) { library.impl("low_rank", &headrace::operators::low_rank); }

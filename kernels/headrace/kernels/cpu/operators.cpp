@@ -166,7 +166,7 @@ Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>
       TORCH_CHECK((kStoredType<W> == at::kChar) == scales.has_value(), "8-bit integers, and nothing else, have scales");
       const float* factors = scales ? data<float>(*scales) : nullptr;
       headrace::linear<T, W>({data<T>(x), data<W>(panels), factors, addends, mutable_data<T>(output), added_data},
-                              shape);
+                             shape);
     });
   });
   return output;
