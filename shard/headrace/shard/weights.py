@@ -57,14 +57,14 @@ class WeightReader:
             dtype: Of the tensors that are returned.
             device: Where they are put.
             progress: Told how far it is.
-            keeps_blocks: Whether `blocks` returns any.
+            keeps_blocks: Whether `blocks` returns any. On a CPU only: elsewhere no operator reads them.
         """
         self._source = source
         self.dtype = dtype
         """Of the tensors that are returned."""
         self._device = device
         self._progress = progress
-        self._keeps_blocks = keeps_blocks
+        self._keeps_blocks = keeps_blocks and device.type == "cpu"
         self._unread = {name: size for name, size in source.sizes_bytes.items() if not name.endswith(_IGNORED_SUFFIXES)}
         self._total_bytes = sum(self._unread.values())
         self._told_percent = -1

@@ -14,6 +14,7 @@ from headrace.contract.errors import StartupError
 from headrace.kernels.quantization import expand
 from headrace.shard.gguf_weights import GgufSource
 from headrace.shard.models.rotary import DivisorScaling, LinearScaling
+from headrace.shard.weights import WeightReader
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -121,6 +122,13 @@ def test_weights_in_blocks_have_the_same_order_of_rows(
         assert weight is not None
         assert torch.equal(expand(weight, torch.float32), source.read(f"model.layers.9.{name}.weight"))
     assert source.read_blocks("model.layers.0.mlp.down_proj.weight") is None
+    for device, is_kept in (("cpu", True), ("meta", False)):
+        reader = WeightReader(
+            source, dtype=torch.float32, device=torch.device(device), progress=lambda _: None, keeps_blocks=True
+        )
+        blocks = reader.blocks("model.layers.9.mlp.{}_proj.weight", {"down": width}, 64)
+        assert (blocks is not None) is is_kept
+        assert reader.has("model.layers.9.mlp.down_proj.weight") is not is_kept
 
 
 def test_qwen2_keeps_its_order_of_rows(tmp_path: Path) -> None:
