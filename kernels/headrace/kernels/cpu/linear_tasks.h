@@ -207,11 +207,6 @@ class LinearTasks {
 
   int64_t count() const { return count_; }
 
-  // Asks memory for the beginning of a task's panel.
-  void fetch(int64_t task) const {
-    if (task < count_) fetch_lines(panel(task), kFetchAheadBytes);
-  }
-
   // Does a task, then those that `claim` returns, until there are no more.
   template <typename Claim>
   void run(int64_t task, PanelProduct<T>& product, const Claim& claim) const {
