@@ -84,6 +84,7 @@ class CpuKernels:
         self._decoder = operators.decoder.default
         self._sample = operators.sample.default
         self._likeliest = operators.likeliest.default
+        self._keep_allowed = operators.keep_allowed.default
         self._logprobs = operators.logprobs.default
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -215,6 +216,11 @@ class CpuKernels:
     def likeliest(self, logits: torch.Tensor) -> LikeliestTokens:
         """Returns the likeliest tokens and their logits."""
         return LikeliestTokens(*self._likeliest(logits))
+
+    def keep_allowed(self, logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Returns [mask] the largest logit that is left."""
+        peaks: torch.Tensor = self._keep_allowed(logits, rows, allowed)
+        return peaks
 
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
         """Returns the log-probabilities of `token_ids` and of the likeliest tokens."""

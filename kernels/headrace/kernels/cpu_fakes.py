@@ -60,6 +60,11 @@ def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.new_empty(row_count, dtype=torch.int64), logits.new_empty(row_count, dtype=torch.float32)
 
 
+def _keep_allowed(logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    del allowed
+    return logits.new_empty(rows.shape[0], dtype=torch.float32)
+
+
 def _sample(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
@@ -86,6 +91,7 @@ _FAKES: dict[str, Callable[..., object]] = {
     "low_rank": _low_rank,
     "decoder": _decoder,
     "likeliest": _likeliest,
+    "keep_allowed": _keep_allowed,
     "sample": _sample,
     "logprobs": _logprobs,
 }

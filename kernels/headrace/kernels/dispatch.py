@@ -243,6 +243,20 @@ class Kernels(Protocol):
         """
         ...
 
+    def keep_allowed(self, logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Takes the tokens that a mask does not allow out of the draw: their logits become -inf, in place.
+
+        Args:
+            logits: [row, vocabulary], contiguous, float32 or bfloat16, none NaN; written.
+            rows: [mask] int64, all different: the row of each mask. Rows without one stay as they are.
+            allowed: [mask, word] int32: a bit for each token id, the lowest first, set where the
+                token is allowed. What is past the vocabulary does not count.
+
+        Returns:
+            [mask] float32: the largest logit that is left; -inf if none is.
+        """
+        ...
+
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
         """Returns the log-probabilities of given tokens and of the likeliest ones.
 

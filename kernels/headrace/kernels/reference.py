@@ -106,6 +106,10 @@ class ReferenceKernels:
         peaks, token_ids = logits.max(dim=-1)
         return LikeliestTokens(token_ids=token_ids, logits=peaks.to(torch.float32))
 
+    def keep_allowed(self, logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Returns [mask] the largest logit that is left."""
+        return reference_sampling.keep_allowed(logits, rows, allowed)
+
     def sample(
         self,
         logits: torch.Tensor,

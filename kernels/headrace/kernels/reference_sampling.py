@@ -15,6 +15,10 @@ _NUCLEUS_GUESS = 1024
 """How many of the likeliest tokens are looked at for top-p before all of them are sorted."""
 
 
+_WORD_BITS = 32
+"""Tokens that one word of a mask tells of."""
+
+
 def sample(
     logits: torch.Tensor,
     *,
@@ -35,6 +39,16 @@ def sample(
     weights = filter_weights(scores, weights, top_k[drawn], top_p[drawn])
     token_ids[drawn] = _draw(weights, philox.uniform(seeds[drawn], positions[drawn]))
     return token_ids
+
+
+def keep_allowed(logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Returns [mask] the largest logit that is left; see Kernels.keep_allowed."""
+    shifts = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
+    bits = (allowed[:, :, None] >> shifts) & 1
+    is_barred = bits.flatten(1)[:, : logits.shape[1]] == 0
+    kept = logits[rows].masked_fill_(is_barred, -torch.inf)
+    logits[rows] = kept
+    return kept.amax(dim=-1).to(torch.float32)
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:

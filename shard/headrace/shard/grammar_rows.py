@@ -32,17 +32,12 @@ class GrammarMasks:
 
     indices: Ints
     """[constrained] into the places that were asked about, ascending."""
-    bits: NDArray[np.int32]
+    words: NDArray[np.int32]
     """[constrained, word] a bit for each token id, the lowest first, set where the token is allowed."""
     may_go_on: NDArray[np.bool_]
     """[constrained] whether anything but the end of the completion is allowed."""
     failures: dict[int, str]
-    """Why no mask could be made, by index into the places. Their bits are all set."""
-
-    def allowed(self, vocabulary_size: int) -> NDArray[np.bool_]:
-        """Returns [constrained, vocabulary] whether a token is allowed."""
-        unpacked = np.unpackbits(self.bits.view(np.uint8), axis=1, count=vocabulary_size, bitorder="little")
-        return unpacked.view(np.bool_)
+    """Why no mask could be made, by index into the places. Their masks allow everything."""
 
 
 class _Row:
@@ -63,10 +58,10 @@ class _Row:
             self._matcher.consume_token(token_id)
             self._check(began_s)
 
-    def fill_mask(self, bits: NDArray[np.int32], number: int) -> None:
+    def fill_mask(self, words: NDArray[np.int32], number: int) -> None:
         if not self.failure:
             began_s = self._clock()
-            fill_next_token_bitmask(self._matcher, bits, number)
+            fill_next_token_bitmask(self._matcher, words, number)
             self._check(began_s)
 
     def _check(self, began_s: float) -> None:
@@ -144,21 +139,21 @@ class GrammarRows:
             self._helper.submit(_follow, drawn)
 
     def _make_masks(self, found: list[tuple[int, Future[_Row]]]) -> GrammarMasks:
-        bits = np.full((len(found), -(-self._vocabulary_size // _BITS)), -1, dtype=np.int32)
+        words = np.full((len(found), -(-self._vocabulary_size // _BITS)), -1, dtype=np.int32)
         failures: dict[int, str] = {}
         for number, (index, future) in enumerate(found):
             row = future.result()
-            row.fill_mask(bits, number)
+            row.fill_mask(words, number)
             if row.failure:
-                bits[number] = -1
+                words[number] = -1
                 failures[index] = row.failure
-        going_on = bits.copy()
-        words, shifts = self._end_token_ids // _BITS, (self._end_token_ids % _BITS).astype(np.uint32)
-        for word, shift in zip(words.tolist(), shifts.tolist(), strict=True):
+        going_on = words.copy()
+        end_words, shifts = self._end_token_ids // _BITS, (self._end_token_ids % _BITS).astype(np.uint32)
+        for word, shift in zip(end_words.tolist(), shifts.tolist(), strict=True):
             going_on.view(np.uint32)[:, word] &= np.uint32(~(1 << shift) & 0xFFFFFFFF)
         return GrammarMasks(
             indices=np.array([index for index, _ in found], dtype=np.int64),
-            bits=bits,
+            words=words,
             may_go_on=np.asarray(going_on.any(axis=1)),
             failures=failures,
         )

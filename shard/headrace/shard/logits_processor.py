@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headrace.kernels.dispatch import Kernels
 from headrace.kernels.green_list import green_mask
 from headrace.kernels.logits_filters import is_at_least, is_typical, row_slices
 from headrace.shard.input_batch import InputBatch
@@ -33,8 +34,9 @@ _LARGEST = 1e30
 class LogitsProcessor:
     """Applies the options in a batch's columns to the logits of one step."""
 
-    def __init__(self, batch: InputBatch, places: Ints) -> None:
+    def __init__(self, kernels: Kernels, batch: InputBatch, places: Ints) -> None:
         """Takes the places of the rows that sample, in the order of the logits."""
+        self._kernels = kernels
         self._columns: ProcessorColumns = batch.columns.processors
         self._temperatures = batch.columns.temperatures[places]
         self._places = places
@@ -75,21 +77,15 @@ class LogitsProcessor:
     def _bar(self, logits: torch.Tensor) -> NDArray[np.bool_]:
         """Takes every barred token out of the draw, and returns [sampling] whether that leaves none."""
         is_empty = np.zeros(len(self._places), dtype=np.bool_)
-        touched = self._barred_rows
-        if self._masks is not None:
-            barred = torch.from_numpy(~self._masks.allowed(logits.shape[1])).to(logits.device)
-            if len(self._masks.indices) == len(logits):
-                logits.masked_fill_(barred, -torch.inf)
-            else:
-                index = self._index(self._masks.indices)
-                logits[index] = logits[index].masked_fill_(barred, -torch.inf)
-            touched = np.concatenate((touched, self._masks.indices))
         if len(self._barred_rows) > 0:
             logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
-        if len(touched) > 0:
-            touched = np.unique(touched)
-            peaks = logits[self._index(touched)].amax(dim=-1)
-            is_empty[touched[(peaks == -torch.inf).cpu().numpy()]] = True
+            rows = np.unique(self._barred_rows)
+            is_empty[rows] = (logits[self._index(rows)].amax(dim=-1) == -torch.inf).cpu().numpy()
+        if self._masks is not None:
+            rows, words = self._index(self._masks.indices), torch.from_numpy(self._masks.words)
+            peaks = self._kernels.keep_allowed(logits, rows.to(logits.device), words.to(logits.device))
+            is_empty[self._masks.indices] = (peaks == -torch.inf).cpu().numpy()
+        if is_empty.any():
             logits[torch.from_numpy(is_empty)] = 0.0
         return is_empty
 

@@ -53,7 +53,7 @@ class Sampler:
         if is_broken.any():
             # The row is over; zeros only keep the others' arithmetic clean.
             logits[torch.from_numpy(is_broken)] = 0.0
-        processor = LogitsProcessor(batch, places)
+        processor = LogitsProcessor(self._kernels, batch, places)
         processed, is_empty = logits, np.zeros_like(is_broken)
         if processor.changes_logits:
             # Whoever wants the model's own distribution reported needs it as it was.

@@ -149,6 +149,7 @@ def test_torch_can_trace_the_operators() -> None:
         "linear": (x, panels, None, None, 64, True, torch.randn(3, 64)),
         "low_rank": (x, slots - 1, [torch.randn(32, 16)] * 2, [torch.randn(9), torch.randn(4)], [3, 0, 0, 1], [3, 4]),
         "likeliest": (x,),
+        "keep_allowed": (x.clone(), slots[:2], torch.tensor([[5], [-2]], dtype=torch.int32)),
         "sample": (x, *columns),
         "logprobs": (x, slots, 2),
     }

@@ -37,6 +37,54 @@ def test_the_likeliest_among_equals_and_infinities(cpu_kernels: CpuKernels) -> N
     assert found.logits[3] == -torch.inf
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize(("row_count", "vocabulary"), [(1, 1), (3, 31), (2, 33), (9, 1000), (5, 49152)])
+def test_only_what_masks_allow_is_kept(
+    cpu_kernels: CpuKernels, row_count: int, vocabulary: int, share: float, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = randn(row_count, vocabulary).to(dtype)
+    rows = torch.randperm(row_count, generator=generator)[: max(1, row_count - 1)]
+    word_count = -(-vocabulary // 32) + row_count % 2  # more than there are tokens
+    bits = torch.rand(len(rows), word_count, 4, 8, generator=generator) < share
+    # Runs as a grammar makes them: words that allow everything, and words that allow nothing.
+    bits[:, ::3], bits[:, 1::5] = True, False
+    bytes_ = (bits * 2 ** torch.arange(8)).sum(-1).to(torch.uint8)
+    allowed = bytes_.view(torch.int32).squeeze(-1).contiguous()
+    actual, expected = logits.clone(), logits.clone()
+    peaks = cpu_kernels.keep_allowed(actual, rows, allowed)
+    assert torch.equal(peaks, REFERENCE.keep_allowed(expected, rows, allowed))
+    assert torch.equal(actual, expected)
+    for mask, row in enumerate(rows.tolist()):
+        is_kept = bits[mask].flatten()[:vocabulary]
+        assert torch.equal(expected[row], logits[row].masked_fill(~is_kept, -torch.inf))
+        assert peaks[mask] == expected[row].max()
+    left = [row for row in range(row_count) if row not in rows.tolist()]
+    assert torch.equal(expected[left], logits[left])
+
+
+def test_a_mask_that_is_too_short_or_of_no_row_is_refused(cpu_kernels: CpuKernels) -> None:
+    logits, allowed = torch.zeros(2, 65), torch.zeros(1, 2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="a bit for each token"):
+        cpu_kernels.keep_allowed(logits, torch.tensor([0]), allowed)
+    with pytest.raises(RuntimeError, match="rows has 2 outside"):
+        cpu_kernels.keep_allowed(logits[:, :64].contiguous(), torch.tensor([2]), allowed)
+
+
+def test_tokens_of_no_weight_cost_no_more(cpu_kernels: CpuKernels) -> None:
+    """Results that underflow are not computed, and what is next to them is as it was."""
+    spread = torch.arange(0, -240, -0.125)[None]
+    columns = {
+        "temperature": torch.ones(1),
+        "top_k": torch.zeros(1, dtype=torch.int64),
+        "top_p": torch.ones(1),
+        "seeds": torch.tensor([3]),
+        "positions": torch.tensor([4]),
+    }
+    assert torch.equal(cpu_kernels.sample(spread, **columns), REFERENCE.sample(spread, **columns))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     row_count=st.integers(1, 5),

@@ -109,4 +109,5 @@ def test_sampling(launches: Launches) -> None:
     ones = zeros(2, dtype=torch.float32) + 1
     kernels.sample(logits, temperature=ones, top_k=ids * 0, top_p=ones, seeds=ids, positions=ids)
     kernels.logprobs(logits, ids, 1)
+    kernels.keep_allowed(logits, ids, zeros(2, 282, dtype=torch.int32))
     assert launches.names == kernels_of(sampling_kernels)

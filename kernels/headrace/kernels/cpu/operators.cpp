@@ -14,6 +14,7 @@
 #include "operator_checks.h"
 #include "rows.h"
 #include "sampling.h"
+#include "token_mask.h"
 #include "weight_memory.h"
 
 namespace headrace::operators {
@@ -188,6 +189,23 @@ std::tuple<Tensor, Tensor> likeliest(const Tensor& logits) {
   return {token_ids, peaks};
 }
 
+Tensor keep_allowed(const Tensor& logits, const Tensor& rows, const Tensor& allowed) {
+  check_logits(logits);
+  check_contiguous(logits, "logits");
+  const int64_t mask_count = rows.numel();
+  check_column(rows, at::kLong, mask_count, "rows");
+  check_range(data<int64_t>(rows), mask_count, logits.size(0), "rows");
+  TORCH_CHECK(allowed.dim() == 2 && allowed.size(0) == mask_count && allowed.size(1) * 32 >= logits.size(1),
+              "allowed must be [mask, word] with a bit for each token");
+  check_column(allowed, at::kInt, allowed.numel(), "allowed");
+  Tensor peaks = at::empty({mask_count}, logits.options().dtype(at::kFloat));
+  const TokenMasks masks = {data<int64_t>(rows), data<int32_t>(allowed), mask_count, allowed.size(1)};
+  with_type(logits, [&]<typename T>() {
+    headrace::keep_allowed(mutable_data<T>(logits), logits.size(1), masks, mutable_data<float>(peaks));
+  });
+  return peaks;
+}
+
 Tensor sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
               const Tensor& seeds, const Tensor& positions) {
   check_logits(logits);
@@ -258,6 +276,7 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated, "
       "Tensor? added=None) -> Tensor");
   library.def("likeliest(Tensor logits) -> (Tensor, Tensor)");
+  library.def("keep_allowed(Tensor(a!) logits, Tensor rows, Tensor allowed) -> Tensor");
   library.def(
       "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor seeds, Tensor positions) -> "
       "Tensor");
@@ -274,6 +293,7 @@ TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
   library.impl("pack_blocks", &headrace::operators::pack_blocks);
   library.impl("linear", &headrace::operators::linear);
   library.impl("likeliest", &headrace::operators::likeliest);
+  library.impl("keep_allowed", &headrace::operators::keep_allowed);
   library.impl("sample", &headrace::operators::sample);
   library.impl("logprobs", &headrace::operators::logprobs);
 }

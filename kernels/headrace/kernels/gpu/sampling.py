@@ -16,7 +16,14 @@ import torch
 import triton
 
 from headrace.kernels.gpu.jit import launch, next_power_of_two, rows_of
-from headrace.kernels.gpu.sampling_kernels import chunk_logprob_sums, chunk_masses, chunk_peaks, draw, row_peaks
+from headrace.kernels.gpu.sampling_kernels import (
+    chunk_logprob_sums,
+    chunk_masses,
+    chunk_peaks,
+    draw,
+    mask_chunk,
+    row_peaks,
+)
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.reference_sampling import keep_likeliest
 from headrace.kernels.token_logprobs import TokenLogprobs
@@ -70,6 +77,17 @@ def sample(
     sizes = {"size": _CHUNK_SIZE, "chunk_size": next_power_of_two(chunk_count)}
     launch(draw, (row_count,), logits, *columns, drawn, logits.stride(0), vocabulary, chunk_count, **sizes)
     return torch.where(is_greedy, best.token_ids, drawn)
+
+
+def keep_allowed(logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Returns [mask] the largest logit that is left; see Kernels.keep_allowed."""
+    vocabulary = logits.shape[1]
+    chunk_count = triton.cdiv(vocabulary, _CHUNK_SIZE)
+    peaks = torch.empty((rows.shape[0], chunk_count), dtype=torch.float32, device=logits.device)
+    if rows.shape[0] > 0:
+        strides = (*logits.stride(), *allowed.stride())
+        launch(mask_chunk, peaks.shape, logits, rows, allowed, peaks, *strides, vocabulary, size=_CHUNK_SIZE)
+    return peaks.amax(dim=-1)
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:

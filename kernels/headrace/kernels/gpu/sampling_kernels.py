@@ -49,6 +49,32 @@ def row_peaks(
 
 
 @jit
+def mask_chunk(
+    logits: tl.tensor,
+    rows: tl.tensor,
+    allowed: tl.tensor,
+    peaks: tl.tensor,
+    row_stride: tl.tensor,
+    token_stride: tl.tensor,
+    mask_stride: tl.tensor,
+    word_stride: tl.tensor,
+    vocabulary: tl.tensor,
+    size: tl.constexpr,
+) -> None:
+    """Writes -infinity to the tokens of one chunk that a mask bars, and the largest other logit to [mask, chunk]."""
+    mask = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    tokens = (chunk * size + tl.arange(0, size)).to(tl.int64)
+    is_token = tokens < vocabulary
+    words = tl.load(allowed + mask * mask_stride + tokens // 32 * word_stride, mask=is_token, other=0)
+    is_allowed = ((words >> (tokens % 32).to(tl.int32)) & 1) != 0
+    places = logits + tl.load(rows + mask) * row_stride + tokens * token_stride
+    scores = tl.load(places, mask=is_token & is_allowed, other=float("-inf"))
+    tl.store(places, scores, mask=is_token & (is_allowed == 0))
+    tl.store(peaks + mask * tl.num_programs(1) + chunk, tl.max(scores.to(tl.float32), axis=0))
+
+
+@jit
 def _first_peak(scores: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Returns the largest of [size] scores and its first index; NaN and some index if any score is NaN."""
     is_broken = scores != scores  # noqa: PLR0124 - only a NaN differs from itself

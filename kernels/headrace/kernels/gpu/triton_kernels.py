@@ -128,6 +128,10 @@ class TritonKernels:
             logits, temperature=temperature, top_k=top_k, top_p=top_p, seeds=seeds, positions=positions
         )
 
+    def keep_allowed(self, logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Returns [mask] the largest logit that is left."""
+        return sampling.keep_allowed(logits, rows, allowed)
+
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, top_count: int) -> TokenLogprobs:
         """Returns the log-probabilities of `token_ids` and of the likeliest tokens."""
         return sampling.logprobs(logits, token_ids, top_count)

@@ -86,6 +86,23 @@ def test_a_vocabulary_of_one_chunk_and_a_batch_of_none() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 128, 31])
+def test_only_what_masks_allow_is_kept(vocabulary: int, dtype: torch.dtype) -> None:
+    wide = logits_of(6, dtype)
+    generator = torch.Generator().manual_seed(vocabulary)
+    allowed = torch.randint(-(2**31), 2**31 - 1, (4, -(-vocabulary // 32) + 1), generator=generator, dtype=torch.int32)
+    allowed[1], allowed[2] = 0, -1
+    rows = torch.tensor([4, 0, 2, 1])
+    actual, expected = wide.clone()[:, :vocabulary], wide.clone()[:, :vocabulary]
+    peaks = KERNELS.keep_allowed(actual, rows, allowed)
+    assert torch.equal(peaks, REFERENCE.keep_allowed(expected, rows, allowed))
+    assert torch.equal(actual, expected)
+    assert peaks[1] == -torch.inf
+    assert KERNELS.keep_allowed(actual, rows[:0], allowed[:0]).shape == (0,)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_likeliest(dtype: torch.dtype) -> None:
     logits = logits_of(9, dtype)
     logits[2, [5, 120, 299]] = 50.0
