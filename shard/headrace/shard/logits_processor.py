@@ -82,8 +82,8 @@ class LogitsProcessor:
             rows = np.unique(self._barred_rows)
             is_empty[rows] = (logits[self._index(rows)].amax(dim=-1) == -torch.inf).cpu().numpy()
         if self._masks is not None:
-            rows, words = self._index(self._masks.indices), torch.from_numpy(self._masks.words)
-            peaks = self._kernels.keep_allowed(logits, rows.to(logits.device), words.to(logits.device))
+            index, words = self._index(self._masks.indices), torch.from_numpy(self._masks.words)
+            peaks = self._kernels.keep_allowed(logits, index.to(logits.device), words.to(logits.device))
             is_empty[self._masks.indices] = (peaks == -torch.inf).cpu().numpy()
         if is_empty.any():
             logits[torch.from_numpy(is_empty)] = 0.0
