@@ -88,6 +88,8 @@ QUERIES = {
     "sum(rate(headrace_prefix_queried_tokens_total[5m]))",
     "Who is turned away, and why?": 'sum by (outcome) (rate(headrace_requests_total{outcome!="COMPLETED"}[5m]))',
     "How large are the batches?": "sum(rate(headrace_step_rows_sum[5m])) / sum(rate(headrace_step_rows_count[5m]))",
+    "How much is guessed right?": "sum(rate(headrace_accepted_tokens_total[5m])) / "
+    "sum(rate(headrace_drafted_tokens_total[5m]))",
     "How much of the time is a step under way?": "rate(headrace_steps_busy_seconds_total[5m])",
 }
 

@@ -5,6 +5,7 @@ import re
 import pytest
 from dashboard import NAME, load_dashboard, queries
 
+from headrace.services.telemetry.adapter_metrics import ADAPTER_METRICS
 from headrace.services.telemetry.replica_metrics import REPLICA_METRICS
 from headrace.services.telemetry.request_metrics import REQUEST_METRICS
 from headrace.services.telemetry.vocabulary import VOCABULARY
@@ -20,9 +21,6 @@ NOT_SHOWN = {
     "headrace_request_prompt_tokens",
     "headrace_request_token_mean_seconds",
     "headrace_steps_in_flight",
-    # Of engines that guess tokens ahead alone.
-    "headrace_drafted_tokens_total",
-    "headrace_accepted_tokens_total",
 }
 
 
@@ -45,9 +43,9 @@ def test_legends_name_labels_that_the_query_keeps() -> None:
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept, target["expr"]
 
 
-def test_what_a_router_tells_of_requests_and_replicas_is_shown() -> None:
+def test_what_a_router_tells_of_requests_replicas_and_adapters_is_shown() -> None:
     shown = {METRICS[name].name for query in ALL_QUERIES for name in NAME.findall(query)}
-    told = {metric.name for metric in (*REQUEST_METRICS, *REPLICA_METRICS)}
+    told = {metric.name for metric in (*REQUEST_METRICS, *REPLICA_METRICS, *ADAPTER_METRICS)}
     assert told - shown == NOT_SHOWN
 
 

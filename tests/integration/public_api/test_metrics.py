@@ -5,10 +5,12 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from peft_folders import write_peft_folder
 from scrape import Scrape, scrape
 
 from headrace.contract.errors import StartupError
@@ -19,7 +21,7 @@ from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_rout
 from headrace.services.telemetry.tgi_metrics import TGI_METRICS, read_tgi
 from headrace.services.telemetry.vocabulary import VOCABULARY
 from headrace.shard.engines.fake import FakeOptions
-from headrace.v1 import embedding_service_pb2, embedding_service_pb2_grpc
+from headrace.v1 import embedding_service_pb2, embedding_service_pb2_grpc, router_service_pb2
 from headrace.v1 import generate_service_pb2 as pb
 from headrace.v1.sampling_pb2 import SamplingParams
 
@@ -127,6 +129,21 @@ async def test_preemptions_replays_and_vectors_are_counted(deploy: Deploy) -> No
     # Vectors have no tokens to wait for, but wait in the same queue; a sequence that comes back waits no second time.
     assert told.get("headrace_queue_wait_seconds_count", **REPLICA) == 4
     assert told.get("headrace_time_to_first_token_seconds_count", **REPLICA) == 2
+
+
+async def test_adapters_are_counted_as_they_come_and_go(deploy: Deploy, tmp_path: Path) -> None:
+    async with deploy(shard_count=2) as server, metrics_of(server) as address:
+        for name in ("poet", "clerk"):
+            source = str(write_peft_folder(tmp_path / name))
+            await server.router.LoadAdapter(router_service_pb2.LoadAdapterRequest(name=name, source=source))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await server.router.LoadAdapter(router_service_pb2.LoadAdapterRequest(name="lost", source="/nowhere"))
+        await server.router.UnloadAdapter(router_service_pb2.UnloadAdapterRequest(name="poet"))
+        told = await scrape(address)
+    assert told.get("headrace_adapters", **MODEL) == 1
+    assert told.get("headrace_adapter_loads_total", **MODEL, outcome="COMPLETED") == 2
+    assert told.get("headrace_adapter_loads_total", **MODEL, outcome="FAILED") == 1
+    assert told.get("headrace_adapter_unloads_total", **MODEL) == 1
 
 
 async def test_the_endpoint_says_what_the_vocabulary_says(deploy: Deploy) -> None:
