@@ -43,8 +43,6 @@ EXIT_CANNOT_START = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the process's exit status."""
-    # gRPC's C core writes what it thinks of every closed connection to standard error, past our log.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in {"-h", "--help", "help"}:
@@ -57,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         sys.stderr.write(f"headrace: unknown command {name!r}; there are: {', '.join(COMMANDS)}\n")
         return EXIT_CANNOT_START
+    _tune_grpc(name)
     try:
         return _load(name, command)(given[1:])
     except StartupError as error:
@@ -64,6 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CANNOT_START
     except KeyboardInterrupt:
         return 130
+
+
+def _tune_grpc(name: str) -> None:
+    """Sets what gRPC's C core reads from the environment when it is imported, where the operator has not."""
+    # It writes what it thinks of every closed connection to standard error, past our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if name == "rest":
+        # It hands each message that comes to two or three threads of a pool, one after the other, for the sake of
+        # clients with many connections. A sidecar has one or a few: without these switches, its poller thread reads
+        # the message itself, and a token costs a fifth less.
+        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
 
 
 def usage() -> str:

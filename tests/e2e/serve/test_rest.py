@@ -85,6 +85,26 @@ async def test_a_real_model_keeps_to_the_language_in_every_protocol(launch: Laun
         assert "access-control-allow-origin" not in refused.headers
 
 
+async def test_a_token_wakes_no_thread_of_grpc_but_its_poller(launch: Launch) -> None:
+    async with serve_with_rest(launch, "--engine=fake", "--engine-option=step_time_s=0.002") as (program, http):
+        sidecar = int(json.loads((await program.wait_log(re.compile(r".*\"sidecar_started\".*")))[0])["pid"])
+        body = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        await http.post("/v1/completions", json=body)
+        before = switch_count(sidecar, "event_engine")
+        assert (await http.post("/v1/completions", json=body)).text.endswith("[DONE]\n\n")
+        assert switch_count(sidecar, "event_engine") - before < 100
+
+
+def switch_count(process_id: int, thread_name: str) -> int:
+    """Returns how often threads of this name waited for something; that they exist is checked, too."""
+    statuses = [path.read_text() for path in Path(f"/proc/{process_id}/task").glob("*/status")]
+    chosen = [status for status in statuses if status.startswith(f"Name:\t{thread_name}\n")]
+    assert chosen, statuses
+    return sum(
+        int(found) for status in chosen for found in re.findall(r"^voluntary_ctxt_switches:\t(\d+)", status, re.M)
+    )
+
+
 async def test_a_sidecar_that_dies_is_restarted_and_drains_with_the_router(
     launch: Launch, tmp_path: Path, is_alive: Callable[[int], bool]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from headrace.contract.errors import HeadraceError
 from headrace.services.log import Event, bind_request, logger
@@ -19,6 +19,7 @@ from headrace.services.rest.description import DESCRIPTION_ROUTES
 from headrace.services.rest.endpoints import ENDPOINTS, OPENAI, Dialect, Endpoint
 from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.http_request import ClientGone
+from headrace.services.rest.request_watch import Ending, RequestWatch, Watcher
 from headrace.services.rest.sidecar import Exchange, Sidecar
 from headrace.services.rest.ui_page import ui_routes
 from headrace.services.rest.ui_status import get_status
@@ -32,7 +33,8 @@ Answer = Callable[[Request], Awaitable[Response]]
 _HUNG_UP = 499
 """What nginx logs for a caller who did not wait; nobody receives it."""
 
-_QUIET_PATHS = {"/health", "/ping"}
+QUIET_PATHS: Final = frozenset({"/health", "/ping"})
+"""Checks of health, of which neither the log nor a trace tells."""
 
 _UI_STATUS = Endpoint(method="GET", path="/ui/status", answer=get_status, streams=True)
 """For the page alone, so `/openapi.json` does not promise it."""
@@ -40,54 +42,39 @@ _UI_STATUS = Endpoint(method="GET", path="/ui/status", answer=get_status, stream
 
 def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = (), with_ui: bool = True) -> ASGIApp:
     """Returns the application, with the page at `/ui` or without."""
-    middleware = [Middleware(RequestLog, meter=sidecar.meter)]
+    watchers: list[Watcher] = [RequestLog(sidecar.meter)]
     if sidecar.tracing is not None:
-        middleware.append(_tracing_middleware(sidecar.tracing))
-    if cors_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["*"],
-            )
-        )
+        watchers.append(_spans(sidecar.tracing))
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+    )
     endpoints = (*ENDPOINTS, _UI_STATUS) if with_ui else ENDPOINTS
     pages = [*DESCRIPTION_ROUTES, *ui_routes()] if with_ui else DESCRIPTION_ROUTES
-    return Starlette(
+    app = Starlette(
         routes=[*pages, *_routes(endpoints, sidecar)],
-        middleware=middleware,
+        middleware=[cors] if cors_origins else [],
         exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
     )
+    return RequestWatch(app, watchers)
 
 
 class RequestLog:
     """Logs and counts each request when it is over, like the calls of a gRPC server."""
 
-    def __init__(self, app: ASGIApp, meter: HttpMeter) -> None:
-        self._app = app
+    def __init__(self, meter: HttpMeter) -> None:
         self._meter = meter
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, as ASGI asks."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def __call__(self, scope: Scope) -> Ending:
+        """Notes that a request begins."""
         begun_at = time.monotonic()
         self._meter.note_begin()
-        status = 0
 
-        async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, note)
-        finally:
-            is_check = scope["path"] in _QUIET_PATHS
+        def end(status: int) -> None:
+            is_check = scope["path"] in QUIET_PATHS
             duration_s, code = time.monotonic() - begun_at, str(status or _HUNG_UP)
             # Not the path as it came: that may hold anything, so it is neither logged nor counted.
             path = scope.get("endpoint_path", UNKNOWN_PATH)
@@ -100,6 +87,8 @@ class RequestLog:
                 duration_s=round(duration_s, 6),
             )
 
+        return end
+
 
 def _routes(endpoints: Sequence[Endpoint], sidecar: Sidecar) -> Iterator[Route]:
     """Yields one route for each path, so that a refusal of a method names all that there are."""
@@ -110,10 +99,10 @@ def _routes(endpoints: Sequence[Endpoint], sidecar: Sidecar) -> Iterator[Route]:
         yield Route(path, _by_method(by_method), methods=[*by_method])
 
 
-def _tracing_middleware(tracing: "Tracing") -> Middleware:
+def _spans(tracing: "Tracing") -> Watcher:
     from headrace.services.telemetry.http_spans import HttpSpans  # noqa: PLC0415  # see above
 
-    return Middleware(HttpSpans, tracing=tracing)
+    return HttpSpans(tracing, untraced=QUIET_PATHS)
 
 
 def _by_method(by_method: Mapping[str, Answer]) -> Answer:

@@ -17,6 +17,7 @@ from headrace.services import event_loop
 from headrace.services.address import Address, TcpAddress, UnixAddress, clear_for_listening
 from headrace.services.child_process import end_with_parent
 from headrace.services.exposure import check_listener
+from headrace.services.grpc_poller import considerate_poller
 from headrace.services.log import Event, configure, logger
 from headrace.services.rest.app import build_app
 from headrace.services.rest.http_protocol import BoundedHeadProtocol
@@ -67,7 +68,8 @@ async def run_sidecar(settings: RestSettings) -> int:
         StartupError: an address is taken, not of this machine, or would be used without encryption.
     """
     async with trace_process(settings, default_name="headrace-rest") as tracing:
-        return await _run(settings, tracing)
+        with considerate_poller():
+            return await _run(settings, tracing)
 
 
 async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import fields
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
 
@@ -85,9 +86,11 @@ async def test_a_router_that_is_gone_is_a_status_with_words(rest: Any) -> None:
 
 
 async def test_it_can_be_left_out(rest: Any) -> None:
-    paths = {route.path for route in build_app(rest.sidecar, with_ui=False).routes}  # type: ignore[attr-defined]
-    assert "/v1/models" in paths
-    assert not any(path.startswith("/ui") for path in paths)
+    transport = httpx2.ASGITransport(app=build_app(rest.sidecar, with_ui=False))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://without") as http:
+        assert (await http.get("/v1/models")).status_code == 200
+        for path in ("/ui", "/ui/", "/ui/status", "/ui/app.js"):
+            assert (await http.get(path)).status_code == 404, path
 
 
 def load_of(generated_count: int) -> Load:
