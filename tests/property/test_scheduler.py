@@ -40,6 +40,7 @@ requests = st.builds(
     prompt_logprobs=st.sampled_from([False, False, False, False, True]),
     adapter=st.sampled_from(["", "", "", "adapter"]),
     cache_salt=st.sampled_from(["one", "one", "one", "two"]),
+    tenant=st.sampled_from(["", "", "shop", "bank"]),
     priority=st.integers(-2, 2),
     pooling=st.sampled_from([None, None, None, Pooling.MEAN, Pooling.LAST]),
     may_draft=st.sampled_from([True, True, False]),

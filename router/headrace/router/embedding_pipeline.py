@@ -134,6 +134,7 @@ class EmbeddingPipeline:
             adapter=adapter,
             priority=request.priority or 0,
             cache_salt=private_salt(request),
+            tenant=request.tenant,
             deadline_s=request.deadline_s,
             pooling=pooling,
             trace_parent=request.trace_parent,

@@ -25,7 +25,16 @@ class Row:
     table has room for them and for the steps that were planned without knowing.
     """
 
-    __slots__ = ("_target_limit", "number", "scheduled_count", "sequence", "spare_count", "table", "target_count")
+    __slots__ = (
+        "_counted_count",
+        "_target_limit",
+        "number",
+        "scheduled_count",
+        "sequence",
+        "spare_count",
+        "table",
+        "target_count",
+    )
 
     def __init__(self, *, sequence: Sequence, table: BlockTable, spare_count: int = 0) -> None:
         self.sequence: Final = sequence
@@ -37,6 +46,8 @@ class Row:
         self.target_count = len(sequence.token_ids)
         """Tokens to compute, those included that are sampled but not back."""
         self._target_limit: Final = sequence.token_limit - 1
+        self._counted_count = len(sequence.token_ids)
+        """Of its sequence's tokens, those that were counted for its tenant."""
         self.number = 0
         """Position in the batch, as of the last plan."""
 
@@ -54,6 +65,12 @@ class Row:
     def wanted_slot_count(self) -> int:
         """Slots with which its next token can be computed, and as many drafts as it may take."""
         return min(self.scheduled_count + 1 + self.spare_count, self._target_limit)
+
+    def take_uncounted(self) -> int:
+        """Returns how many tokens came since the last time."""
+        count = len(self.sequence.token_ids)
+        uncounted_count, self._counted_count = count - self._counted_count, count
+        return uncounted_count
 
     def schedule(self, token_count: int) -> None:
         """Plans to compute more tokens; at most `remaining_count`."""

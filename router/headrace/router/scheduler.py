@@ -10,7 +10,8 @@ A plan is made in three passes over the tokens that one step may compute:
    full; when no block is left, the least urgent rows give way until one is;
 2. rows that need more (prompts, or what a preemption threw away) get a chunk
    of what is left, the most urgent first;
-3. the most urgent waiting sequences join while tokens, rows and blocks last.
+3. waiting sequences join while tokens, rows and blocks last: tenants in turn,
+   the most urgent of each first.
 
 So a long prompt slows the others' decoding by one step's tokens at most, and
 never stops it. An admission leases the blocks for all tokens that a sequence
@@ -22,16 +23,17 @@ refused after the second one, and nobody is refused in its place.
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from headrace.contract.errors import ShardLost
 from headrace.contract.generation import ValidRequest
-from headrace.contract.step import StepPlan, StepResult
+from headrace.contract.step import StepResult
 from headrace.router import policy
 from headrace.router.block_table import BlockTable
 from headrace.router.digest_chain import DigestChain
 from headrace.router.kv_memory import KvMemory
+from headrace.router.planned_step import PlannedStep
 from headrace.router.policy import SchedulerLimits
 from headrace.router.probation import Probation
 from headrace.router.row import Row
@@ -40,6 +42,7 @@ from headrace.router.sequence_queue import SequenceQueue
 from headrace.router.sequence_update import SequenceUpdate
 from headrace.router.stats import SchedulerCounters, SchedulerStats
 from headrace.router.step_draft import StepDraft
+from headrace.router.tenant_shares import TenantShares
 from headrace.router.unanswered_step import UnansweredStep
 from headrace.router.waiting_queue import WaitingQueue
 
@@ -47,19 +50,6 @@ __all__ = ["LOSS_LIMIT", "PlannedStep", "Scheduler", "SchedulerLimits", "Sequenc
 
 LOSS_LIMIT = 2
 """A sequence that so many shards in a row died with is refused."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedStep:
-    """A plan to send, and what is new with it."""
-
-    plan: StepPlan
-    started: tuple[Sequence, ...]
-    """Sequences that are admitted for the first time."""
-    row_count: int
-    """Rows that compute."""
-    token_count: int
-    """Tokens that they compute."""
 
 
 class Scheduler:
@@ -70,10 +60,11 @@ class Scheduler:
         self._kv = KvMemory(block_size=limits.block_size, block_count=limits.block_count)
         self._sequences: dict[int, Sequence] = {}
         self._chains: dict[int, DigestChain] = {}
-        self._waiting = WaitingQueue(partial(policy.urgency, limits=limits))
         self._deadlines = SequenceQueue(_deadline_s)
         self._rows: dict[int, Row] = {}
         """By sequence id. A dict keeps the order just as the row rule asks: leaving moves nobody, joining appends."""
+        self._shares = TenantShares(self._rows)
+        self._waiting = WaitingQueue(partial(policy.urgency, limits=limits), self._shares)
         self._released_ids: list[int] = []
         """Rows that left since the last plan; the next one says so."""
         self._unanswered: deque[UnansweredStep] = deque()
@@ -308,6 +299,7 @@ class Scheduler:
 
         Nobody joins in a plan that preempts: the memory is for those that run.
         """
+        self._waiting.settle()
         while draft.token_budget > 0 and len(self._rows) < self._limits.running_limit and not draft.has_preempted:
             sequence = self._waiting.head
             if sequence is None or sequence.unsettled_step_id > self._answered_step_id:
@@ -336,6 +328,8 @@ class Scheduler:
         self._probation.begin(sequence)
         row = Row(sequence=sequence, table=table, spare_count=policy.spare_slots(sequence.request, self._limits))
         self._rows[sequence.sequence_id] = row
+        if sequence.admission_count == 1:
+            self._shares.count_prompt(row)
         draft.admit(row)
         draft.compute(row, policy.choose_chunk(row, draft.token_budget, self._limits))
 
@@ -360,6 +354,7 @@ class Scheduler:
 
     def _leave(self, row: Row) -> None:
         """Takes a row out of the batch, its blocks free at once; the next plan tells the shard."""
+        self._shares.count_tokens(row)
         del self._rows[row.sequence.sequence_id]
         row.table.release()
         self._released_ids.append(row.sequence.sequence_id)

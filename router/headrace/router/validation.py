@@ -158,6 +158,7 @@ class Validator:
             chat_output=ChatOutput() if expected is None or _wants_raw(request.prompt) else expected,
             priority=request.priority or 0,
             cache_salt=private_salt(request),
+            tenant=request.tenant,
             deadline_s=request.deadline_s,
             may_draft=request.speculation is not False,
             trace_parent=request.trace_parent,

@@ -205,6 +205,8 @@ class ValidRequest:
     """Asks for a vector made of the prompt's hidden states, and for no token."""
     may_draft: bool = True
     """Whether its tokens may be drafted, where the engine does that."""
+    tenant: str = ""
+    """Whose it is: tenants share an engine evenly."""
     trace_parent: str = ""
     """As asked."""
 

@@ -4,6 +4,7 @@ import pytest
 from scheduler_rig import make_request
 
 from headrace.router.sequence import Sequence
+from headrace.router.tenant_shares import TenantShares
 from headrace.router.waiting_queue import WaitingQueue
 
 
@@ -13,7 +14,7 @@ def make_sequence(sequence_id: int, arrival_s: float = 0.0, token_count: int = 3
 
 @pytest.fixture
 def queue() -> WaitingQueue:
-    return WaitingQueue(lambda sequence: sequence.arrival_s)
+    return WaitingQueue(lambda sequence: sequence.arrival_s, TenantShares({}))
 
 
 def test_an_empty_queue_has_no_head(queue: WaitingQueue) -> None:
@@ -28,6 +29,14 @@ def test_keeps_its_order_whatever_the_order_of_arrival(queue: WaitingQueue) -> N
     for sequence in shuffled:
         queue.push(sequence)
     assert list(queue) == sequences
+
+
+def test_a_tenant_of_its_own_is_served_by_urgency_alone(queue: WaitingQueue) -> None:
+    first, second = make_sequence(1, arrival_s=1.0), make_sequence(2, arrival_s=0.0)
+    first.admission_count = 1  # it ran and gave way, and something more urgent has come since
+    queue.push(first)
+    queue.push(second)
+    assert queue.head is second
 
 
 def test_anyone_can_leave(queue: WaitingQueue) -> None:
