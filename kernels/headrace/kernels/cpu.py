@@ -72,6 +72,7 @@ class CpuKernels:
     def __init__(self, operators: Any, weight_format: WeightFormat) -> None:  # noqa: ANN401 - torch.ops has no types
         self._weight_format = weight_format
         # Overloads are looked up once: a step calls hundreds of operators.
+        self._thread_ids = operators.thread_ids.default
         self._rms_norm = operators.rms_norm.default
         self._add_rms_norm = operators.add_rms_norm.default
         self._silu_mul = operators.silu_mul.default
@@ -86,6 +87,10 @@ class CpuKernels:
         self._likeliest = operators.likeliest.default
         self._keep_allowed = operators.keep_allowed.default
         self._logprobs = operators.logprobs.default
+
+    def thread_ids(self) -> tuple[int, ...]:
+        """Returns the ids of OpenMP's threads for the calling thread."""
+        return tuple(self._thread_ids())
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Returns [token, hidden]."""

@@ -47,6 +47,13 @@ class Kernels(Protocol):
         """Such as `reference`."""
         ...
 
+    def thread_ids(self) -> tuple[int, ...]:
+        """Returns the system's ids of the threads on which operators run for the calling one, itself first.
+
+        Empty where that cannot be told, as on a device that is no processor.
+        """
+        ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Returns `x / sqrt(mean(x**2) + epsilon) * weight`.
 

@@ -23,6 +23,10 @@ class ReferenceKernels:
     def __init__(self, weight_format: WeightFormat = WeightFormat.PLAIN) -> None:
         self._weight_format = weight_format
 
+    def thread_ids(self) -> tuple[int, ...]:
+        """Returns none: torch's own operators choose their threads."""
+        return ()
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Returns [token, hidden]."""
         wide = x.to(torch.float32)

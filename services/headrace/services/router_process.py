@@ -25,6 +25,7 @@ from headrace.services.grpc_poller import considerate_poller
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
+from headrace.services.processors import format_processors, read_processors
 from headrace.services.router_app import RouterApp, RouterOptions
 from headrace.services.server_tls import ServerTls
 from headrace.services.settings import RestSettings, RouterOnlySettings, RouterSettings, ServeSettings, ShardSettings
@@ -38,6 +39,7 @@ from headrace.services.telemetry.metric import Metric
 from headrace.services.telemetry.router_metrics import ROUTER_METRICS, read_router
 from headrace.services.telemetry.tgi_metrics import TGI_METRICS, read_tgi
 from headrace.services.telemetry.tracing import trace_process
+from headrace.services.thread_plan import NONE, share_processors
 from headrace.services.watermark_keys import load_watermarks
 
 
@@ -65,6 +67,7 @@ def main_serve(arguments: Sequence[str]) -> int:
                     listen=address,
                     exit_with_parent=True,
                     metrics_address=shard_metrics_address(settings, number),
+                    **processor_share(settings, number),
                 )
             )
             for number, address in enumerate(addresses)
@@ -183,6 +186,23 @@ def shard_metrics_address(settings: ServeSettings, number: int) -> str:
         return ""
     # A system that chooses the router's port chooses the shards', too.
     return str(TcpAddress(address.host, address.port and address.port + 1 + number))
+
+
+def processor_share(settings: ServeSettings, number: int) -> dict[str, int | str]:
+    """Returns the settings by which a supervised shard takes its share of the machine.
+
+    Raises:
+        StartupError: a list of processors cannot be shared among the shards.
+    """
+    # One shard decides by itself, and what runs elsewhere needs no processors.
+    if settings.replica_count == 1 or settings.device != "cpu":
+        return {}
+    try:
+        plans = share_processors(settings.cpu_binding, settings.thread_count, settings.replica_count, read_processors())
+    except ValueError as error:
+        raise StartupError(f"cpu_binding: {error}") from error
+    plan = plans[number]
+    return {"thread_count": plan.count, "cpu_binding": format_processors(plan.processors) or NONE}
 
 
 def load_served_model(settings: RouterOnlySettings) -> ServedModel:

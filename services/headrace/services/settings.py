@@ -31,6 +31,7 @@ from headrace.services.settings_checks import (
     join_listen_address,
     split_at_commas,
 )
+from headrace.services.thread_plan import check_binding
 
 
 class _Settings(BaseModel):
@@ -139,7 +140,12 @@ class EngineSettings(CommonSettings):
     adapter_rank_limit: PositiveInt = 256
     """Largest rank of a LoRA adapter."""
     thread_count: NonNegativeInt = 0
-    """Threads of the native engine's operators; 0 leaves the choice to torch."""
+    """Threads of the native engine's operators; 0 takes one for each core that the process may use, which shards under
+    `headrace serve` share."""
+    cpu_binding: Annotated[str, AfterValidator(check_binding)] = "auto"
+    """Processors that those threads are bound to, each to one: a list such as `0-3,8`, which shards under
+    `headrace serve` share, `none`, or `auto`. With `auto` a shard takes all cores that the process may use, if it has
+    as many threads, and shards under `headrace serve` take a share each."""
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:

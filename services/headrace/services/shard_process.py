@@ -18,6 +18,7 @@ from headrace.services.exposure import check_shard_listener
 from headrace.services.grpc_server import GrpcServer
 from headrace.services.log import Event, configure, logger
 from headrace.services.model_source import resolve_model
+from headrace.services.processors import format_processors, read_processors
 from headrace.services.server_tls import ServerTls
 from headrace.services.settings import ShardSettings
 from headrace.services.settings_loader import load_settings
@@ -27,6 +28,7 @@ from headrace.services.telemetry.endpoint import serve_metrics
 from headrace.services.telemetry.process_metrics import CALL_METRICS, read_calls
 from headrace.services.telemetry.shard_metrics import SHARD_METRICS, read_shard
 from headrace.services.telemetry.tracing import trace_process
+from headrace.services.thread_plan import ThreadPlan, plan_threads
 from headrace.shard.engine import Engine
 from headrace.shard.options import OptionValue
 from headrace.shard.registry import create_engine
@@ -151,10 +153,22 @@ def _loaded(loading: asyncio.Future[Engine], servicer: ShardServicer) -> Engine:
 
 
 def _load(settings: ShardSettings, progress: _Progress) -> Engine:
-    return create_engine(settings.engine, engine_options(settings), progress)
+    threads = _plan_threads(settings)
+    if settings.engine == "native":
+        progress(threads.explain())
+    return create_engine(settings.engine, engine_options(settings, threads), progress)
 
 
-def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
+def _plan_threads(settings: ShardSettings) -> ThreadPlan:
+    if settings.device != "cpu":
+        return ThreadPlan(count=settings.thread_count)
+    try:
+        return plan_threads(settings.cpu_binding, settings.thread_count, read_processors())
+    except ValueError as error:
+        raise StartupError(f"cpu_binding: {error}") from error
+
+
+def engine_options(settings: ShardSettings, threads: ThreadPlan) -> dict[str, OptionValue]:
     """Returns what the engine is told.
 
     Raises:
@@ -176,7 +190,8 @@ def engine_options(settings: ShardSettings) -> dict[str, OptionValue]:
             "dtype": settings.dtype,
             "device": settings.device,
             "kernels": settings.kernels,
-            "thread_count": settings.thread_count,
+            "thread_count": threads.count,
+            "processors": format_processors(threads.processors),
             "speculation": settings.speculation,
             "draft_model": str(resolve_model(settings.draft_model)) if settings.draft_model else "",
             "draft_token_limit": settings.draft_token_limit,

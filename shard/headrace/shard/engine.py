@@ -17,6 +17,10 @@ class Engine(Protocol):
         """What the engine is."""
         ...
 
+    def enter_thread(self) -> None:
+        """Called first, and once, on the thread that runs the engine."""
+        ...
+
     def load_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Takes the model's tokens, which a sequence with a grammar needs. Survives a reset.
 

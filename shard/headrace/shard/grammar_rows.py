@@ -87,6 +87,8 @@ class GrammarRows:
         self._end_token_ids: Ints = np.empty(0, dtype=np.int64)
         self._matchers: dict[int, Future[_Row]] = {}
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        # Started now: a thread is bound to the processors of the one that starts it, and the engine's computes.
+        self._helper.submit(int)
         self._masks: Future[GrammarMasks] | None = None
 
     def load(self, vocabulary: Vocabulary) -> None:

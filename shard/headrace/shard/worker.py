@@ -23,8 +23,8 @@ class Worker:
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
         self._engine = engine
         self._clock = clock or MonotonicClock()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=engine.enter_thread)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._generation = 0
         self._is_usable = True
 

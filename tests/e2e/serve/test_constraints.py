@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -61,6 +62,12 @@ def random_schema(numbers: random.Random, depth: int = 0) -> dict[str, Any]:
     }
 
 
+def bound_threads(process_id: int) -> list[set[int]]:
+    """Returns the processor of each thread of a process that may run on one alone."""
+    threads = (int(task.name) for task in Path(f"/proc/{process_id}/task").iterdir())
+    return [processors for thread in threads if len(processors := os.sched_getaffinity(thread)) == 1]
+
+
 async def texts_of(client: AsyncClient, constraints: list[Constraint], **options: Any) -> list[str]:
     """Returns what is generated under each constraint, all at once. Each has to end by itself."""
     answers = await asyncio.gather(
@@ -76,7 +83,9 @@ async def texts_of(client: AsyncClient, constraints: list[Constraint], **options
 
 async def test_every_kind_in_one_batch(serve: Serve) -> None:
     schemas = [random_schema(random.Random(number)) for number in range(24)]
-    async with serve("serve", *FLOAT32) as server, AsyncClient(server.address) as client:
+    processors = sorted(os.sched_getaffinity(0))[:2]
+    binding = ("--dtype=float32", f"--cpu-binding={','.join(map(str, processors))}")
+    async with serve("serve", *binding) as server, AsyncClient(server.address) as client:
         for options in ({"temperature": 0.0}, {"temperature": 1.2, "seed": 5}):
             constraints = [*map(JsonSchema, schemas), *map(Regex, PATTERNS), Choices(["naïve 😀", "a/b\n"])]
             texts = await texts_of(client, [*constraints, LarkGrammar(LISTS), EbnfGrammar(EBNF)], **options)
@@ -91,6 +100,9 @@ async def test_every_kind_in_one_batch(serve: Serve) -> None:
             assert re.fullmatch(r"\((([a-z]{2,6}|\"[A-Z]+\")(, )?){3}\)", words)
         model = await client.get_model()
         assert "constraint" in model.supported_fields
+        # The thread that makes masks must not share the processor of one that computes.
+        [shard] = server.program.children()
+        assert sorted(map(list, bound_threads(shard))) == [[processor] for processor in processors]
 
 
 async def test_any_json_object(serve: Serve) -> None:

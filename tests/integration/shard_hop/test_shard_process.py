@@ -15,6 +15,7 @@ from headrace.services import shard_process
 from headrace.services.settings import ShardSettings
 from headrace.services.shard_connector import ShardConnector
 from headrace.services.shard_process import engine_options, run_shard
+from headrace.services.thread_plan import ThreadPlan
 from headrace.shard.engines.fake import FakeEngine
 
 from .conftest import OPTIONS, admission
@@ -151,7 +152,7 @@ def test_engine_options_are_typed_and_only_what_the_engine_knows() -> None:
     settings = ShardSettings(
         engine="fake", block_count=9, engine_option=("step_time_s=0.5", "poison_token_id=7", "name=x=y")
     )
-    assert engine_options(settings) == {
+    assert engine_options(settings, ThreadPlan(count=1)) == {
         "adapter_limit": 16,
         "block_size": 16,
         "block_count": 9,
@@ -165,6 +166,7 @@ def test_engine_options_are_typed_and_only_what_the_engine_knows() -> None:
 
 def test_the_native_engine_gets_the_files_of_the_model(example_model: Path) -> None:
     settings = ShardSettings(model="smollm2-135m-instruct", kv_memory="1GiB", context_token_limit=100)  # type: ignore[arg-type]
-    options = engine_options(settings)
+    options = engine_options(settings, ThreadPlan(count=2, processors=(1, 3)))
+    assert (options["thread_count"], options["processors"]) == (2, "1,3")
     assert options["model"] == str(example_model)
     assert (options["kv_memory_bytes"], options["context_token_count"]) == (2**30, 100)

@@ -14,6 +14,7 @@
 #include "operator_checks.h"
 #include "rows.h"
 #include "sampling.h"
+#include "threads.h"
 #include "token_mask.h"
 #include "weight_memory.h"
 
@@ -257,10 +258,24 @@ bool request_tiles() {
 #endif
 }
 
+// Returns the ids by which Linux knows the threads of the calling thread's pool, its own first; none elsewhere.
+std::vector<int64_t> thread_ids() {
+#if defined(__linux__)
+  std::vector<int64_t> ids(headrace::max_thread_count());
+  headrace::parallel_shares(ids.size(), ids.size(), [&](Share share) {
+    for (int64_t thread = share.begin; thread < share.end; ++thread) ids[thread] = syscall(SYS_gettid);
+  });
+  return ids;
+#else
+  return {};
+#endif
+}
+
 }  // namespace headrace::operators
 
 TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
   library.def("request_tiles() -> bool", &headrace::operators::request_tiles);
+  library.def("thread_ids() -> int[]", &headrace::operators::thread_ids);
   library.def("rms_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
   library.def("add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float epsilon) -> ()");
   library.def("silu_mul(Tensor gate_up) -> Tensor");

@@ -28,6 +28,10 @@ class TritonKernels:
         """Takes whether Triton's interpreter runs the kernels, on tensors on the CPU."""
         self._is_interpreted = is_interpreted
 
+    def thread_ids(self) -> tuple[int, ...]:
+        """Returns none: nothing runs on the processor."""
+        return ()
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Returns [token, hidden]."""
         return rows.rms_norm(x, weight, epsilon)

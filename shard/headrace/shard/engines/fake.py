@@ -118,6 +118,9 @@ class FakeEngine:
         """What the engine is."""
         return self._description
 
+    def enter_thread(self) -> None:
+        """Does nothing: there is nothing to set up."""
+
     def reset(self) -> None:
         """Empties the batch."""
         self._batch.clear()

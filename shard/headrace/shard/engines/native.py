@@ -14,6 +14,7 @@ from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.adapter_files import read_adapter_files
 from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
 from headrace.shard.adapter_stacks import AdapterStacks
+from headrace.shard.compute_threads import ComputeThreads
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
@@ -52,6 +53,7 @@ def load_native_engine(options: NativeOptions, progress: Callable[[str], None]) 
         description,
         runner=runner,
         sampler=Sampler(loader.kernels),
+        threads=ComputeThreads(loader.kernels, loader.processors, progress),
         speculator=loader.speculate(description, runner, draft),
         adapter_reader=loader.adapter_reader(),
         adapter_limits=AdapterLimits(count=options.adapter_limit, size_bytes=options.adapter_memory_bytes),
@@ -67,6 +69,7 @@ class NativeEngine:
         *,
         runner: ModelRunner,
         sampler: Sampler,
+        threads: ComputeThreads,
         adapter_reader: LoraReader,
         adapter_limits: AdapterLimits,
         speculator: Speculator | None = None,
@@ -75,6 +78,7 @@ class NativeEngine:
         self._description = description
         self._runner = runner
         self._sampler = sampler
+        self._threads = threads
         self._speculator = speculator
         self._clock = clock or MonotonicClock()
         self._adapter_reader = adapter_reader
@@ -87,6 +91,10 @@ class NativeEngine:
     def description(self) -> EngineDescription:
         """What the engine is."""
         return self._description
+
+    def enter_thread(self) -> None:
+        """Binds the threads that compute to their processors."""
+        self._threads.adopt()
 
     def reset(self) -> None:
         """Empties the batch and drops every adapter."""

@@ -45,6 +45,8 @@ class NativeLoader:
         """
         if options.thread_count:
             torch.set_num_threads(options.thread_count)
+        self.processors = _choose_processors(options)
+        """One for each thread that computes, or none."""
         self._options = options
         self._progress = progress
         self._dtype = _choose_dtype(options)
@@ -212,6 +214,16 @@ def _choose_device(options: NativeOptions) -> torch.device:
         # torch says "not compiled with CUDA" by an AssertionError.
         raise StartupError(f"engine option device: {options.device!r} cannot be used: {error}") from error
     return device
+
+
+def _choose_processors(options: NativeOptions) -> tuple[int, ...]:
+    try:
+        processors = tuple(map(int, options.processors.split(","))) if options.processors else ()
+    except ValueError as error:
+        raise StartupError(f"engine option processors: {error}") from error
+    if processors and len(processors) != options.thread_count:
+        raise StartupError(f"engine option processors: {len(processors)} for {options.thread_count} threads")
+    return processors
 
 
 def _choose_weight_format(options: NativeOptions) -> WeightFormat:

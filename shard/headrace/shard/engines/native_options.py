@@ -55,3 +55,5 @@ class NativeOptions:
     """Largest rank of an adapter."""
     thread_count: int = 0
     """Threads of torch's operators in this process; 0 leaves them as they are."""
+    processors: str = ""
+    """A processor for each of them, such as 0,1, to which they are bound; empty leaves them to the system."""
