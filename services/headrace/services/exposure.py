@@ -1,7 +1,9 @@
-"""What may be offered to other machines: nothing without encryption, unless the operator says so."""
+"""What may be offered and sent to other machines: nothing without encryption, unless the operator says so."""
+
+from urllib.parse import urlsplit
 
 from headrace.contract.errors import StartupError
-from headrace.services.address import Address
+from headrace.services.address import Address, TcpAddress
 from headrace.services.server_tls import ServerTls
 
 
@@ -31,4 +33,19 @@ def check_shard_listener(address: Address, tls: ServerTls | None, *, allows_remo
         raise StartupError(
             f"refusing to listen on {address}: other machines reach it, and any of them could use the model past the "
             "router; set --tls-client-ca-file to the root of the router's certificate, or accept that with --insecure"
+        )
+
+
+def check_trace_endpoint(endpoint: str, *, allows_remote_plaintext: bool) -> None:
+    """Checks that traces may be sent to an OTLP endpoint: they tell of models, tenants and paths.
+
+    Raises:
+        StartupError: it is on another machine and the connection would not be encrypted.
+    """
+    parts = urlsplit(endpoint)
+    is_local = TcpAddress(parts.hostname or "", 0).is_local
+    if not (parts.scheme == "https" or is_local or allows_remote_plaintext):
+        raise StartupError(
+            f"refusing to send traces to {endpoint}: it is on another machine and the connection is not encrypted; "
+            "write https:// in --otlp-endpoint, or accept that with --insecure"
         )

@@ -8,10 +8,11 @@ from certificates import Authority
 from headrace.contract.errors import StartupError
 from headrace.services.address import parse_address
 from headrace.services.channel_tls import ChannelSecurity, ChannelTlsFiles
-from headrace.services.exposure import check_listener, check_shard_listener
+from headrace.services.exposure import check_listener, check_shard_listener, check_trace_endpoint
 from headrace.services.rest.router_link import RouterLink
 from headrace.services.server_tls import ServerTls, ServerTlsFiles
 from headrace.services.settings import RestSettings, RouterSettings
+from headrace.services.telemetry.tracing import trace_process
 
 LOCAL = ["127.0.0.1:1", "127.8.9.1:1", "[::1]:1", "localhost:1", "unix:/run/a.sock"]
 REMOTE = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "router:1", "localhost.example.com:1", "[fe80::1]:1"]
@@ -45,6 +46,20 @@ def test_others_need_it(text: str, tmp_path: Path) -> None:
         ChannelSecurity().check([address])
     ChannelSecurity(allows_remote_plaintext=True).check([address])
     ChannelSecurity(tls=ChannelTlsFiles(ca=tmp_path / "ca")).check([address])
+
+
+@pytest.mark.parametrize("text", REMOTE)
+async def test_traces_are_not_sent_to_others_in_plain_text(text: str) -> None:
+    with pytest.raises(StartupError, match=r"refusing to send traces to .*--insecure"):
+        async with trace_process(RouterSettings(otlp_endpoint=f"http://{text}"), default_name="test"):
+            pytest.fail("it traces")
+    check_trace_endpoint(f"http://{text}", allows_remote_plaintext=True)
+    check_trace_endpoint(f"https://{text}", allows_remote_plaintext=False)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:4317", "[::1]:4317", "localhost:4317", "localhost"])
+def test_a_collector_on_this_machine_may_get_them(text: str) -> None:
+    check_trace_endpoint(f"http://{text}", allows_remote_plaintext=False)
 
 
 def test_a_shard_must_ask_for_certificates_where_others_reach_it(tmp_path: Path) -> None:

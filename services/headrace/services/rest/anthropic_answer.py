@@ -11,7 +11,7 @@ from headrace.client.results import CompletionEnd, FinishReason, Generation, Usa
 from headrace.contract.errors import HeadraceError
 from headrace.services.rest.answer_blocks import Block, BlockKind, blocks_of
 from headrace.services.rest.anthropic_fields import FIELD_NAMES
-from headrace.services.rest.errors import message_of, retry_after, words_of
+from headrace.services.rest.errors import advice_of, message_of, words_of
 from headrace.services.rest.http_request import REQUEST_ID_HEADER
 from headrace.services.rest.openai_answer import aborted, json_response
 
@@ -86,7 +86,7 @@ def error_body(error: HeadraceError, request_id: str | None) -> AnthropicError:
 def error_response(error: HeadraceError, headers: Mapping[str, str]) -> Response:
     """Returns an error as a whole response."""
     body = error_body(error, headers.get(REQUEST_ID_HEADER))
-    return json_response(body, {**own_headers(headers), **retry_after(error)}, words_of(error).status)
+    return json_response(body, {**own_headers(headers), **advice_of(error)}, words_of(error).status)
 
 
 def own_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -137,8 +137,13 @@ def field_name(path: str, names: Mapping[str, str]) -> str:
     return names[group] if rest and group in names and group != "chat" else _GROUP.sub("", path)
 
 
-def retry_after(error: HeadraceError) -> dict[str, str]:
-    """Returns the header that says when to come back: whole seconds, at least one, since a zero means at once."""
+def advice_of(error: HeadraceError) -> dict[str, str]:
+    """Returns the headers that tell the caller what to do about an error: when to come back, or what to show.
+
+    A time is in whole seconds, at least one, since a zero means at once.
+    """
+    if isinstance(error, Unauthenticated):
+        return {"www-authenticate": "Bearer"}
     if error.retry_after_s is None:
         return {}
     return {"retry-after": str(max(1, -int(-error.retry_after_s // 1)))}

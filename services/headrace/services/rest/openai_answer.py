@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from headrace.client.results import CompletionEnd, FinishReason, TokenLogprob, Usage
 from headrace.contract.errors import FeatureUnsupported, HeadraceError, RequestAborted
-from headrace.services.rest.errors import message_of, retry_after, violations_of, words_of
+from headrace.services.rest.errors import advice_of, message_of, violations_of, words_of
 from headrace.services.rest.openai_fields import FIELD_NAMES
 from headrace.v1 import generate_service_pb2 as pb
 
@@ -74,7 +74,7 @@ def error_response(
     error: HeadraceError, headers: Mapping[str, str], names: Mapping[str, str] = FIELD_NAMES
 ) -> Response:
     """Returns an error as a whole response; as `error_body`."""
-    return json_response(error_body(error, names), {**headers, **retry_after(error)}, words_of(error).status)
+    return json_response(error_body(error, names), {**headers, **advice_of(error)}, words_of(error).status)
 
 
 def error_event(error: HeadraceError) -> bytes:

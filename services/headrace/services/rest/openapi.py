@@ -41,6 +41,10 @@ _HEADERS: Json = {
 _RETRY_HEADER: Json = {
     "Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer", "minimum": 1}}
 }
+_KEY_HEADER: Json = {
+    "WWW-Authenticate": {"description": "What to show: a key, as `Bearer KEY`.", "schema": {"const": "Bearer"}}
+}
+_ADVICE: dict[int, Json] = {401: _KEY_HEADER, 429: _RETRY_HEADER, 503: _RETRY_HEADER}
 _HEADER_REFERENCES: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}
 
 
@@ -130,7 +134,7 @@ def _refusals(schemas: dict[str, Json]) -> Json:
     return {
         _refusal(dialect, status): {
             "description": reasons,
-            "headers": _HEADER_REFERENCES | (_RETRY_HEADER if status in {429, 503} else {}),
+            "headers": _HEADER_REFERENCES | _ADVICE.get(status, {}),
             "content": {"application/json": {"schema": schemas[_name(dialect.error_shape)]}},
         }
         for dialect in {endpoint.dialect.name: endpoint.dialect for endpoint in ENDPOINTS}.values()

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from headrace.client.results import Completion, FinishReason, Generation, TokenLogprob
 from headrace.contract.errors import HeadraceError
-from headrace.services.rest.errors import message_of, retry_after, words_of
+from headrace.services.rest.errors import advice_of, message_of, words_of
 from headrace.services.rest.openai_answer import aborted, json_response
 from headrace.services.rest.tgi_fields import FIELD_NAMES
 
@@ -81,7 +81,7 @@ def error_body(error: HeadraceError) -> TgiError:
 
 def error_response(error: HeadraceError, headers: Mapping[str, str]) -> Response:
     """Returns an error as a whole response."""
-    return json_response(error_body(error), {**headers, **retry_after(error)}, words_of(error).tgi_status)
+    return json_response(error_body(error), {**headers, **advice_of(error)}, words_of(error).tgi_status)
 
 
 def finish_reason(reason: FinishReason) -> str:

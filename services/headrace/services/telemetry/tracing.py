@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from headrace.contract.errors import StartupError
+from headrace.services.exposure import check_trace_endpoint
 from headrace.services.settings import ProcessSettings
 
 if TYPE_CHECKING:  # an import of OpenTelemetry, which is not installed everywhere
@@ -16,11 +17,12 @@ async def trace_process(settings: ProcessSettings, *, default_name: str) -> "Asy
     """Traces meanwhile, and sends what is left at the end; None where nobody asked for it.
 
     Raises:
-        StartupError: OpenTelemetry is not installed.
+        StartupError: OpenTelemetry is not installed, or traces would go over a network in plain text.
     """
     if not settings.otlp_endpoint:
         yield None
         return
+    check_trace_endpoint(settings.otlp_endpoint, allows_remote_plaintext=settings.insecure)
     try:
         from headrace.services.telemetry.spans import Tracing  # noqa: PLC0415  # see above
     except ImportError as error:

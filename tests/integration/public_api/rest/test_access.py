@@ -33,6 +33,7 @@ async def test_keys_and_limits_in_the_words_of_each_protocol(deploy_rest: Callab
                 answer = await ask(path, body, **({"authorization": key} if key else {}))
                 assert (answer.status_code, word in answer.text) == (status, True), answer.text
                 assert "wrong" not in answer.text
+                assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
         for path, body in paths:
             name = {"x-api-key": KEY} if path == "/v1/messages" else {"authorization": f"Bearer {KEY}"}
             assert (await ask(path, body, **name)).status_code == 200

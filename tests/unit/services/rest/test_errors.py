@@ -13,9 +13,10 @@ from headrace.contract.errors import (
     QueueFull,
     ServerError,
     StartupError,
+    Unauthenticated,
 )
 from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
-from headrace.services.rest.errors import TABLE, HttpProblem, retry_after, words_of
+from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, words_of
 
 OPERATORS = {
     "AdaptersFull",
@@ -71,9 +72,10 @@ def test_statuses_are_of_the_right_side(kind: type[HeadraceError]) -> None:
 
 
 def test_only_what_passes_says_when_to_come_back() -> None:
-    assert retry_after(QueueFull("full", retry_after_s=0.2)) == {"retry-after": "1"}
-    assert retry_after(QueueFull("full", retry_after_s=2.1)) == {"retry-after": "3"}
-    assert retry_after(StartupError("x")) == {}
+    assert advice_of(QueueFull("full", retry_after_s=0.2)) == {"retry-after": "1"}
+    assert advice_of(QueueFull("full", retry_after_s=2.1)) == {"retry-after": "3"}
+    assert advice_of(StartupError("x")) == {}
+    assert advice_of(Unauthenticated("no key")) == {"www-authenticate": "Bearer"}
 
 
 def test_each_protocol_uses_its_own_names_and_shape() -> None:
