@@ -11,6 +11,7 @@ from headrace.services.rest.answer_blocks import Block, BlockKind, blocks_of
 from headrace.services.rest.errors import message_of, words_of
 from headrace.services.rest.openai_answer import finish_reason
 from headrace.services.rest.responses_fields import FIELD_NAMES, ResponsesBody
+from headrace.services.rest.responses_logprobs import tokens_of_text, write_logprobs
 
 
 class CachedTokens(TypedDict):
@@ -72,6 +73,7 @@ class ResponseObject(TypedDict):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
+    top_logprobs: int
     top_p: float | None
     truncation: Literal["disabled"]
     usage: ResponsesUsage | None
@@ -113,6 +115,7 @@ def opened_response(body: ResponsesBody, request_id: str, model: str) -> Respons
             }
             for tool in body.tools or ()
         ],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -127,11 +130,14 @@ def response_of(body: ResponsesBody, generation: Generation) -> ResponseObject:
     """
     completion = generation.completions[0]
     opened = opened_response(body, generation.request_id, generation.model)
-    return ended_response(opened, blocks_of(completion), completion.end, generation.usage)
+    logprobs = write_logprobs(tokens_of_text(completion.logprobs, completion.text, completion.reasoning))
+    return ended_response(opened, blocks_of(completion), completion.end, generation.usage, logprobs)
 
 
-def ended_response(opened: ResponseObject, blocks: list[Block], end: CompletionEnd, usage: Usage) -> ResponseObject:
-    """Returns an answer that is over.
+def ended_response(
+    opened: ResponseObject, blocks: list[Block], end: CompletionEnd, usage: Usage, logprobs: list[dict[str, Any]]
+) -> ResponseObject:
+    """Returns an answer that is over. `logprobs` are those of its text.
 
     Raises:
         RequestAborted: someone ended it.
@@ -141,7 +147,9 @@ def ended_response(opened: ResponseObject, blocks: list[Block], end: CompletionE
     status = "incomplete" if is_cut_short and end.reason is not FinishReason.TOOL_CALL else "completed"
     last = len(blocks) - 1
     items = [
-        output_item(block, opened["id"], status if block.index == last else "completed", with_content=True)
+        output_item(
+            block, opened["id"], status if block.index == last else "completed", [content_part(block, logprobs)]
+        )
         for block in blocks
     ]
     return {
@@ -170,10 +178,9 @@ def item_id(block: Block, response_id: str) -> str:
     return f"{_ID_PREFIXES[block.kind]}_{response_id.removeprefix('resp_')}_{block.index}"
 
 
-def output_item(block: Block, response_id: str, status: str, *, with_content: bool) -> dict[str, Any]:
-    """Returns the item that a block becomes; without its content as a stream opens it."""
+def output_item(block: Block, response_id: str, status: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the item that a block becomes; with no parts as a stream opens it."""
     item: dict[str, Any] = {"id": item_id(block, response_id), "status": status}
-    parts = [content_part(block)] if with_content else []
     match block.kind:
         case BlockKind.REASONING:
             return {"type": "reasoning", **item, "summary": [], "content": parts}
@@ -184,8 +191,8 @@ def output_item(block: Block, response_id: str, status: str, *, with_content: bo
             return {"type": "function_call", **item, **called}
 
 
-def content_part(block: Block) -> dict[str, Any]:
-    """Returns the content of an item of text or reasoning."""
+def content_part(block: Block, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of an item of text, with the log-probabilities of its tokens, or of reasoning."""
     if block.kind is BlockKind.REASONING:
         return {"type": "reasoning_text", "text": block.text}
-    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}

@@ -163,15 +163,22 @@ class ResponsesBody(GenerationBody):
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
     max_tool_calls: int | None = None
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: int | None = None
 
-    IGNORED = (GenerationBody.IGNORED - {"metadata"}) | {"include", "max_tool_calls"}
+    IGNORED = (GenerationBody.IGNORED - {"metadata"}) | {"max_tool_calls"}
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the text comes with the log-probabilities of its tokens."""
+        return "message.output_text.logprobs" in (self.include or ())
 
     def ignored(self) -> str:
         """Returns the fields that were given and have no effect, those within others included."""
         names = [super().ignored()]
+        if "reasoning.encrypted_content" in (self.include or ()):
+            names.append("include")
         if self.text is not None and self.text.verbosity is not None:
             names.append("text.verbosity")
         if self.reasoning is not None and (self.reasoning.summary or self.reasoning.generate_summary):
@@ -205,11 +212,15 @@ class ResponsesBody(GenerationBody):
         Raises:
             InvalidRequest: two fields contradict each other.
         """
+        if self.top_logprobs and not self.wants_logprobs:
+            raise InvalidRequest.of("top_logprobs", "needs message.output_text.logprobs in include")
         arguments: dict[str, object] = {}
         if self.reasoning is not None and self.reasoning.effort is not None:
             arguments["reasoning_effort"] = self.reasoning.effort
         options: ChatOptions = {
             "max_new_token_count": self.max_output_tokens,
+            "token_logprobs": self.wants_logprobs or None,
+            "top_logprob_count": self.top_logprobs or None,
             "template_arguments": arguments or None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "tool_choice": _tool_choice(self.tool_choice),

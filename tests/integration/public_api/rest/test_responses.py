@@ -63,6 +63,27 @@ async def test_the_clients_own_stream_helper(client: openai.AsyncOpenAI) -> None
     assert (final.status, final.output_text) == ("completed", text[: text.index(stop["stop"])])
 
 
+async def test_logprobs_are_those_of_the_text(rest: Any, client: openai.AsyncOpenAI) -> None:
+    asked: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, **OPTIONS}
+    whole = await client.responses.create(input=QUESTION, **asked)
+    [part] = whole.output[0].content
+    assert "".join(token.token for token in part.logprobs) == part.text
+    async with AsyncClient(rest.router.address) as grpc_client:
+        options: Any = {"max_new_token_count": 12, "temperature": 0.0, "token_logprobs": True, "top_logprob_count": 2}
+        expected = await grpc_client.chat([{"role": "user", "content": QUESTION}], **options)
+    told = [(entry.text, pytest.approx(entry.logprob)) for entry in expected.completions[0].logprobs]
+    assert [(token.token, token.logprob) for token in part.logprobs] == told
+    assert all(len(token.top_logprobs) == 2 for token in part.logprobs)
+    assert all(bytes(token.bytes).decode() == token.token for token in part.logprobs)
+    events = [event async for event in await client.responses.create(input=QUESTION, stream=True, **asked)]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert [token.token for event in deltas for token in event.logprobs] == [token.token for token in part.logprobs]
+    [done] = [event for event in events if event.type == "response.output_text.done"]
+    assert [token.logprob for token in done.logprobs] == [token.logprob for token in part.logprobs]
+    assert events[-1].response.output[0].content[0].logprobs == part.logprobs
+    assert (whole.top_logprobs, (await client.responses.create(input=QUESTION, **OPTIONS)).top_logprobs) == (2, 0)
+
+
 async def test_the_output_of_one_answer_is_input_of_the_next(rest: Any, client: openai.AsyncOpenAI) -> None:
     first = await client.responses.create(input=QUESTION, **OPTIONS)
     again = {"role": "user", "content": [{"type": "input_text", "text": "Again."}]}
@@ -89,6 +110,8 @@ async def test_fields_of_vllm_and_fields_without_effect(rest: Any) -> None:
         ({"temperature": 9}, "temperature"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"extra_body": {"colour": "red"}}, "colour"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 99, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"input": []}, "input"),
