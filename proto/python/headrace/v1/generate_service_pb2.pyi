@@ -113,8 +113,9 @@ class GenerateRequest(google.protobuf.message.Message):
     uses the base model.
     """
     priority: builtins.int
-    """More urgent requests leave the queue first. In [-10, 10]; unset is 0. A
-    waiting request overtakes a more urgent one with time.
+    """More urgent requests leave the queue first, among those of the same tenant.
+    In [-10, 10]; unset is 0. A waiting request overtakes a more urgent one with
+    time.
     """
     cache_salt: builtins.str
     """Requests share cached prompt prefixes only with the same salt. At most 256 bytes."""
