@@ -51,7 +51,7 @@ def test_others_need_it(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", REMOTE)
 async def test_traces_are_not_sent_to_others_in_plain_text(text: str) -> None:
     with pytest.raises(StartupError, match=r"refusing to send traces to .*--insecure"):
-        async with trace_process(RouterSettings(otlp_endpoint=f"http://{text}"), default_name="test"):
+        async with trace_process(RestSettings(otlp_endpoint=f"http://{text}"), default_name="test"):
             pytest.fail("it traces")
     check_trace_endpoint(f"http://{text}", allows_remote_plaintext=True)
     check_trace_endpoint(f"https://{text}", allows_remote_plaintext=False)
