@@ -9,10 +9,16 @@ from tokenizers import AddedToken
 from transformers import LlamaForCausalLM
 
 
-def save_tiny_chat_model(folder: Path, template: str, marks: tuple[str, ...] = ()) -> Path:
-    """Saves the model and returns its folder. It knows nothing, so whatever fits a schema was made to fit."""
+def save_tiny_chat_model(
+    folder: Path, template: str, marks: tuple[str, ...] = (), *, visible_marks: tuple[str, ...] = ()
+) -> Path:
+    """Saves the model and returns its folder. It knows nothing, so whatever fits a schema was made to fit.
+
+    `visible_marks` are tokens that are part of the text, as those of reasoning are in most families.
+    """
     backend = byte_level_backend()
     backend.add_special_tokens([AddedToken(mark, special=True) for mark in ("<|eot|>", *marks)])
+    backend.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in visible_marks])
     end_id = backend.token_to_id("<|im_end|>")
     size = backend.get_vocab_size()
     folder.mkdir()
