@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -25,6 +24,7 @@ from headrace.services.grpc_poller import considerate_poller
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
+from headrace.services.private_folder import private_folder
 from headrace.services.processors import format_processors, read_processors
 from headrace.services.router_app import RouterApp, RouterOptions
 from headrace.services.server_tls import ServerTls
@@ -56,9 +56,9 @@ def main_serve(arguments: Sequence[str]) -> int:
     """Runs `headrace serve` until it is told to end; returns the process's exit status."""
     settings = load_settings(ServeSettings, arguments, os.environ, program="headrace serve")
     configure(level=settings.log_level, style=settings.log_format)
-    # A private folder (mode 0700): whoever reaches a shard's socket can use the model past the router.
-    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        addresses = [f"unix:{Path(folder) / f'shard-{number}.sock'}" for number in range(settings.replica_count)]
+    # Whoever reaches a shard's socket can use the model past the router.
+    with private_folder() as folder:
+        addresses = [f"unix:{folder / f'shard-{number}.sock'}" for number in range(settings.replica_count)]
         commands = [
             shard_command(
                 *to_flags(
@@ -73,7 +73,7 @@ def main_serve(arguments: Sequence[str]) -> int:
             for number, address in enumerate(addresses)
         ]
         supervisor = ShardSupervisor(commands, clock=MonotonicClock())
-        sidecar = None if settings.rest_listen is None else _sidecar(settings, Path(folder) / "router.sock")
+        sidecar = None if settings.rest_listen is None else _sidecar(settings, folder / "router.sock")
         return event_loop.run(
             run_router(settings, [(address,) for address in addresses], supervisor=supervisor, sidecar=sidecar)
         )

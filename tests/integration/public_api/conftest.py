@@ -114,6 +114,7 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
         waiting_request_limit: int = 1000,
         stall_timeout_s: float = 60.0,
         message_size_limit_bytes: int = 4 * 2**20,
+        connection_age_limit_s: float | None = None,
         propagation_s: float = 0.0,
         channel_options: tuple[tuple[str, Any], ...] = (),
         credentials: grpc.ChannelCredentials | None = None,
@@ -132,7 +133,9 @@ def deploy(served_model: ServedModel, tmp_path: Path) -> Callable[..., Any]:
                 step_timeout_s=30.0,
             ),
             admission=AdmissionLimits(waiting_request_limit=waiting_request_limit, waiting_token_limit=10_000_000),
-            server=ServerLimits(message_size_limit_bytes=message_size_limit_bytes),
+            server=ServerLimits(
+                message_size_limit_bytes=message_size_limit_bytes, connection_age_limit_s=connection_age_limit_s
+            ),
             drain=DrainTimes(propagation_s=propagation_s, timeout_s=20.0),
             replay_timeout_s=10.0,
             stall_timeout_s=stall_timeout_s,
