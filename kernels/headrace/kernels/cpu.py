@@ -43,7 +43,9 @@ def load_cpu_kernels(
     for instruction_set in supported(torch.cpu.get_capabilities()) if candidates is None else candidates:
         try:
             library = build(instruction_set, cache_folder, progress)
-            return CpuKernels(_load(library, instruction_set), weight_format)
+            return CpuKernels(
+                _load(library, instruction_set), weight_format, is_bfloat16_fast=instruction_set.multiplies_bfloat16
+            )
         except BuildFailed as error:
             failure = error
             progress(f"no {instruction_set.name} operators: {error}")
@@ -69,7 +71,14 @@ class CpuKernels:
 
     name: ClassVar[str] = "cpu"
 
-    def __init__(self, operators: Any, weight_format: WeightFormat) -> None:  # noqa: ANN401 - torch.ops has no types
+    def __init__(
+        self,
+        operators: Any,  # noqa: ANN401 - torch.ops has no types
+        weight_format: WeightFormat,
+        *,
+        is_bfloat16_fast: bool,
+    ) -> None:
+        self._is_bfloat16_fast = is_bfloat16_fast
         self._weight_format = weight_format
         # Overloads are looked up once: a step calls hundreds of operators.
         self._thread_ids = operators.thread_ids.default
@@ -87,6 +96,11 @@ class CpuKernels:
         self._likeliest = operators.likeliest.default
         self._keep_allowed = operators.keep_allowed.default
         self._logprobs = operators.logprobs.default
+
+    @property
+    def is_bfloat16_fast(self) -> bool:
+        """Whether the processor has instructions for it."""
+        return self._is_bfloat16_fast
 
     def thread_ids(self) -> tuple[int, ...]:
         """Returns the ids of OpenMP's threads for the calling thread."""

@@ -47,6 +47,11 @@ class Kernels(Protocol):
         """Such as `reference`."""
         ...
 
+    @property
+    def is_bfloat16_fast(self) -> bool:
+        """Whether products of bfloat16 take less time than those of float32."""
+        ...
+
     def thread_ids(self) -> tuple[int, ...]:
         """Returns the system's ids of the threads on which operators run for the calling one, itself first.
 

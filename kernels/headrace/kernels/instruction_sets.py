@@ -18,6 +18,11 @@ class InstructionSet:
     uses_tiles: bool = False
     """Whether the system must grant the tile registers of AMX."""
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether there are products of bfloat16, which are then faster than those of float32."""
+        return "avx512_bf16" in self.capabilities
+
 
 _AVX2 = InstructionSet(
     name="avx2", capabilities=frozenset({"avx2", "fma3"}), compiler_flags=("-mavx2", "-mfma", "-mtune=skylake")

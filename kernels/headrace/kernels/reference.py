@@ -23,6 +23,11 @@ class ReferenceKernels:
     def __init__(self, weight_format: WeightFormat = WeightFormat.PLAIN) -> None:
         self._weight_format = weight_format
 
+    @property
+    def is_bfloat16_fast(self) -> bool:
+        """What torch does with it depends on the device."""
+        return False
+
     def thread_ids(self) -> tuple[int, ...]:
         """Returns none: torch's own operators choose their threads."""
         return ()

@@ -112,7 +112,8 @@ class EngineSettings(CommonSettings):
     engine_option: tuple[str, ...] = ()
     """A further option of the engine as NAME=VALUE. May be repeated."""
     dtype: str = "auto"
-    """Type of weights, activations and KV cache: `float32`, `bfloat16` or `auto`, which is float32."""
+    """Type of weights, activations and KV cache: `float32`, `bfloat16` or `auto`, which is float32 for weights that
+    are stored in it, and for all on processors without instructions for bfloat16 (AVX512-BF16, AMX); else bfloat16."""
     device: str = "cpu"
     """Where the native engine computes, as torch names it."""
     kernels: str = "auto"

@@ -12,6 +12,7 @@ from headrace.kernels.quantization import BlockWeight
 from headrace.shard.gguf_blocks import unpack
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.rotary import DivisorScaling, LinearScaling, RotaryScaling
+from headrace.shard.weights import most_used_type
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -58,6 +59,11 @@ class GgufSource:
     def sizes_bytes(self) -> Mapping[str, int]:
         """Every tensor's name and its size in the file."""
         return {name: int(self._tensors[stored].n_bytes) for name, stored in self._names.items()}
+
+    @property
+    def stored_type(self) -> str:
+        """The type that takes most of the bytes."""
+        return most_used_type((tensor.tensor_type.name, int(tensor.n_bytes)) for tensor in self._tensors.values())
 
     def read(self, name: str) -> torch.Tensor:
         """Returns a tensor as float32."""

@@ -1,7 +1,8 @@
 """Where weights come from: tensors by name, one at a time, so that a model never exists twice."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,11 @@ class WeightSource(Protocol):
         """Every tensor's name and its size in the file."""
         ...
 
+    @property
+    def stored_type(self) -> str:
+        """The type that takes most of the bytes, as files call it: F32, F16, BF16, or a kind of blocks such as Q8_0."""
+        ...
+
     def read(self, name: str) -> torch.Tensor:
         """Returns a tensor, on the CPU, in whatever floating-point type it is stored or dequantized to."""
         ...
@@ -36,6 +42,14 @@ class WeightSource(Protocol):
     def read_blocks(self, name: str) -> BlockWeight | None:
         """Returns a weight of a linear layer in the blocks in which it is stored; None if it is stored otherwise."""
         ...
+
+
+def most_used_type(sizes_bytes: Iterable[tuple[str, int]]) -> str:
+    """Returns the type that takes most bytes, of types and the sizes of tensors."""
+    totals: Counter[str] = Counter()
+    for name, size_bytes in sizes_bytes:
+        totals[name] += size_bytes
+    return max(totals, key=totals.__getitem__)
 
 
 class WeightReader:
@@ -167,6 +181,7 @@ class SafetensorsSource:
         generation_config = _read_json(generation_path) if generation_path.exists() else {}
         self._config = parse_config(_read_json(folder / "config.json"), generation_config)
         self._sizes_bytes: dict[str, int] = {}
+        self._types: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             self._read_header(path)
@@ -182,6 +197,11 @@ class SafetensorsSource:
     def sizes_bytes(self) -> Mapping[str, int]:
         """Every tensor's name and its size in the file."""
         return self._sizes_bytes
+
+    @property
+    def stored_type(self) -> str:
+        """The type that takes most of the bytes."""
+        return most_used_type((self._types[name], size_bytes) for name, size_bytes in self._sizes_bytes.items())
 
     def read(self, name: str) -> torch.Tensor:
         """Returns a tensor in its stored type."""
@@ -208,6 +228,7 @@ class SafetensorsSource:
                 raise StartupError(f"{path} and {self._paths[name]} both have a tensor {name!r}")
             start, end = header[name]["data_offsets"]
             self._sizes_bytes[name] = end - start
+            self._types[name] = header[name]["dtype"]
             self._paths[name] = path
 
 

@@ -96,7 +96,7 @@ async def running(server: Any, count: int) -> None:
 async def test_adapters_through_all_that_can_happen_to_them(
     serve: Serve, adapters: dict[str, Adapted], prompts: list[tuple[int, ...]]
 ) -> None:
-    flags = ("--thread-count=2", "--block-count=256", f"--adapter=poet={adapters['poet'].folder}")
+    flags = ("--dtype=float32", "--thread-count=2", "--block-count=256", f"--adapter=poet={adapters['poet'].folder}")
     async with serve("serve", *flags) as server:
 
         async def check(*names: str, meanwhile: Callable[[], Any] | None = None) -> None:

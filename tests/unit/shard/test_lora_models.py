@@ -56,7 +56,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int, **config: A
 
 
 def load_model(folder: Path, **options: Any) -> NativeEngine:
-    options = {"block_count": 200, "block_size": 4, "thread_count": 1} | options
+    options = {"block_count": 200, "block_size": 4, "thread_count": 1, "dtype": "float32"} | options
     return load_native_engine(NativeOptions(model=str(folder), **options), lambda _: None)
 
 

@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
 
 
 def load(folder: Path, **options: object) -> NativeEngine:
-    options = {"block_count": 64, "block_size": 4, "thread_count": 1} | options
+    options = {"block_count": 64, "block_size": 4, "thread_count": 1, "dtype": "float32"} | options
     return load_native_engine(NativeOptions(model=str(folder), **options), lambda _: None)
 
 
@@ -81,6 +81,15 @@ def test_distributions_are_those_of_transformers(tmp_path: Path, name: str) -> N
 def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
     save_model(tmp_path, *MODELS["mistral"])
     assert load(tmp_path).description.context_token_count == 100
+
+
+def test_the_type_is_that_of_the_files_where_it_is_fast(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "wide", *MODELS["plain"]).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "narrow")
+    assert load(tmp_path / "wide", dtype="auto").description.weight_type == "float32"
+    is_fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    assert load(tmp_path / "narrow", dtype="auto").description.weight_type == ("bfloat16" if is_fast else "float32")
+    assert load(tmp_path / "narrow", dtype="auto", kernels="reference").description.weight_type == "float32"
 
 
 def test_files_in_pieces_and_in_bfloat16(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ class TritonKernels:
         """Takes whether Triton's interpreter runs the kernels, on tensors on the CPU."""
         self._is_interpreted = is_interpreted
 
+    @property
+    def is_bfloat16_fast(self) -> bool:
+        """As on every GPU with tensor cores for it; the interpreter is slow at everything."""
+        return not self._is_interpreted
+
     def thread_ids(self) -> tuple[int, ...]:
         """Returns none: nothing runs on the processor."""
         return ()

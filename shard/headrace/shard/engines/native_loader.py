@@ -17,6 +17,7 @@ from headrace.shard.engines.native_options import NativeOptions, Speculation
 from headrace.shard.kv_cache import KvBudget
 from headrace.shard.lora_weights import LoraReader
 from headrace.shard.memory import available_bytes
+from headrace.shard.model_dtype import check_dtype, choose_dtype
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.registry import ModelBuilder, load_model, open_source
@@ -28,10 +29,6 @@ from headrace.shard.speculation.ngram_drafter import NgramDrafter
 from headrace.shard.speculation.speculator import Speculator
 from headrace.shard.speculation.step_cost import StepCost, measure_steps
 from headrace.shard.weights import WeightReader
-
-_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""NOTE: `auto` is float32, whose greedy tokens can be compared with any other implementation's;
-bfloat16 halves the memory and is faster where the processor has instructions for it."""
 
 
 class NativeLoader:
@@ -49,7 +46,7 @@ class NativeLoader:
         """One for each thread that computes, or none."""
         self._options = options
         self._progress = progress
-        self._dtype = _choose_dtype(options)
+        check_dtype(options.dtype)
         self._speculates = _choose_speculation(options) is not Speculation.OFF
         self._device = _choose_device(options)
         self._weight_format = _choose_weight_format(options)
@@ -58,6 +55,10 @@ class NativeLoader:
         progress(f"opening {options.model}")
         self._source = open_source(Path(options.model))
         self._config = self._source.config
+        self._dtype, reason = choose_dtype(
+            options.dtype, self._source.stored_type, is_bfloat16_fast=self.kernels.is_bfloat16_fast
+        )
+        progress(reason)
         self.context_token_count = _choose_context(options, self._config)
         """Longest sequence."""
         self._build: ModelBuilder | None = None
@@ -198,12 +199,6 @@ def _choose_speculation(options: NativeOptions) -> Speculation:
     if (options.speculation == Speculation.DRAFT) is not bool(options.draft_model):
         raise StartupError("engine option draft_model: goes with speculation=draft, and it with draft_model")
     return Speculation(options.speculation)
-
-
-def _choose_dtype(options: NativeOptions) -> torch.dtype:
-    if options.dtype not in _DTYPES:
-        raise StartupError(f"engine option dtype: {options.dtype!r} is none of {', '.join(_DTYPES)}")
-    return _DTYPES[options.dtype]
 
 
 def _choose_device(options: NativeOptions) -> torch.device:

@@ -21,7 +21,8 @@ class NativeOptions:
     model: str
     """A folder with config.json and safetensors files, or a GGUF file."""
     dtype: str = "auto"
-    """Of weights, activations and KV cache: float32, bfloat16 or auto, which is float32."""
+    """Of weights, activations and KV cache: float32, bfloat16 or auto: that in which the weights are stored,
+    where the operators are fast in it."""
     weight_format: str = "auto"
     """How linear layers keep their weights: auto, in the blocks of a GGUF file (Q4_0, Q4_1, Q8_0) and else in dtype,
     with the same results; plain, in dtype; or int8, with one scale per output."""
