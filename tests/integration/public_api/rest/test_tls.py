@@ -26,8 +26,7 @@ def security(ca: Path, pair: Pair) -> ChannelSecurity:
 async def test_every_hop_with_certificates_on_both_ends(deploy_rest: Callable[..., Any], tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     router, sidecar, shard, client = (authority.issue(name) for name in ("router", "sidecar", "shard", "client"))
-    trust = ssl.create_default_context(cafile=authority.ca)
-    trust.load_cert_chain(client.certificate, client.key)
+    trust = trust_of(authority.ca, client)
     async with deploy_rest(
         tls=server_tls(router, authority.ca),
         credentials=grpc.ssl_channel_credentials(
@@ -60,29 +59,46 @@ async def test_every_hop_with_certificates_on_both_ends(deploy_rest: Callable[..
         assert await shown_serial_number(address, trust) == renewed.serial_number
 
 
-async def test_a_stream_through_the_sidecar_survives_new_certificates(
-    deploy_rest: Callable[..., Any], tmp_path: Path
-) -> None:
+async def test_a_stream_survives_new_certificates_on_every_hop(deploy_rest: Callable[..., Any], tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    router, sidecar = authority.issue("router"), authority.issue("sidecar")
+    router, sidecar, shard = (authority.issue(name) for name in ("router", "sidecar", "shard"))
     async with deploy_rest(
         engine=FakeOptions(step_time_s=0.005),
         tls=server_tls(router, authority.ca),
         credentials=grpc.ssl_channel_credentials(
             authority.ca.read_bytes(), sidecar.key.read_bytes(), sidecar.certificate.read_bytes()
         ),
+        shard_tls=server_tls(shard, authority.ca),
+        shard_security=security(authority.ca, router),
         security=security(authority.ca, sidecar),
+        sidecar_tls=server_tls(sidecar, None),
+        trust=ssl.create_default_context(cafile=authority.ca),
     ) as rest:
         body = {"model": "test-model", "prompt": "hello", "max_tokens": 100, "ignore_eos": True, "stream": True}
         async with rest.http.stream("POST", "/v1/completions", json=body) as response:
             lines = response.aiter_lines()
             first = await anext(lines)
-            authority.issue("router")
-            authority.issue("sidecar")
+            renewed = {name: authority.issue(name).serial_number for name in ("router", "sidecar", "shard")}
+            # What begins now is shown the new certificates, from the caller to the shard.
             assert (await rest.post("/v1/completions", model="test-model", prompt="hi", max_tokens=2)).is_success
+            trust = trust_of(authority.ca, sidecar)
+            [[shard_address]] = [status.addresses for status in rest.router.app.replicas.statuses()]
+            at = {
+                "router": rest.router.address,
+                "sidecar": rest.base_url.removeprefix("https://"),
+                "shard": shard_address,
+            }
+            shown = {name: await shown_serial_number(address, trust) for name, address in at.items()}
             rest_of_it = [line async for line in lines]
+    assert shown == renewed
     assert first.startswith("data: ")
     assert rest_of_it[-2] == "data: [DONE]"
+
+
+def trust_of(ca: Path, pair: Pair) -> ssl.SSLContext:
+    trust = ssl.create_default_context(cafile=ca)
+    trust.load_cert_chain(pair.certificate, pair.key)
+    return trust
 
 
 _NO_RETRIES = (("grpc.enable_retries", 0),)
