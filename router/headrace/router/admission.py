@@ -28,10 +28,11 @@ class AdmissionLimits:
 class Permit:
     """One request's places in the waiting room: one for each completion, until its first step or the request's end."""
 
-    __slots__ = ("_admission", "_place_count", "_token_count")
+    __slots__ = ("_admission", "_place_count", "_tenant", "_token_count")
 
-    def __init__(self, admission: "Admission", place_count: int) -> None:
+    def __init__(self, admission: "Admission", tenant: str, place_count: int) -> None:
         self._admission = admission
+        self._tenant = tenant
         self._place_count = place_count
         self._token_count = 0
 
@@ -41,7 +42,7 @@ class Permit:
         Raises:
             QueueFull: they do not fit beside those that wait. The permit stays valid.
         """
-        self._admission.charge(token_count)
+        self._admission.charge(self._tenant, token_count)
         self._token_count = token_count
 
     def start(self) -> None:
@@ -57,11 +58,24 @@ class Permit:
     def _leave(self, place_count: int, *, has_started: bool) -> None:
         token_count, self._token_count = self._token_count, 0
         self._place_count -= place_count
-        self._admission.leave(place_count, token_count, has_started=has_started)
+        self._admission.leave(self._tenant, place_count, token_count, has_started=has_started)
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one tenant has of the room."""
+
+    place_count: int = 0
+    token_count: int = 0
 
 
 class Admission:
     """Counts who waits, and tells those it turns away when to return.
+
+    One tenant may fill the room. Another one that comes then is let in all the
+    same, up to an even part of the room: the limit by the number of tenants
+    that wait. So a burst turns nobody away but its own tenant; and since the k-th largest part is never above a
+    k-th of the limit, n tenants hold 1 + 1/2 + ... + 1/n times the limit at most.
 
     The hint is computed from the queue: a place becomes free when a waiting
     completion starts, so the k-th caller turned away since then is told k times
@@ -74,6 +88,8 @@ class Admission:
         self._clock = clock
         self._waiting_count = 0
         self._waiting_token_count = 0
+        self._parts: dict[str, _Part] = {}
+        """By tenant; none is empty."""
         self._turned_away_count = 0
         self._start_gap_s = FIRST_GUESS_S
         self._last_start_s: float | None = None
@@ -93,8 +109,8 @@ class Admission:
         """How long a request that came now would wait, by the pace of late."""
         return self._waiting_count * self._start_gap_s
 
-    def enter(self, completion_count: int = 1) -> Permit:
-        """Takes a place for each completion of a request.
+    def enter(self, completion_count: int = 1, *, tenant: str = "") -> Permit:
+        """Takes a place for each completion of a tenant's request.
 
         A request for more completions than the limit is let in when nothing
         else waits: it would wait forever otherwise.
@@ -103,16 +119,18 @@ class Admission:
             QueueFull: `waiting_request_limit` would be exceeded.
         """
         limit = self.limits.waiting_request_limit
-        if self._waiting_count + completion_count > limit and (self._waiting_count > 0 or completion_count == 1):
+        is_full = self._waiting_count + completion_count > limit and (self._waiting_count > 0 or completion_count == 1)
+        if is_full and self._part_of(tenant).place_count + completion_count > self._even_part(limit, tenant):
             more = f", {completion_count} more would be too many" if completion_count > 1 else ""
             raise self._turn_away(f"{self._waiting_count} requests are waiting, the limit is {limit}{more}")
         if self._waiting_count == 0:
             # The gap to a start long ago says how idle we were, not how fast we are.
             self._last_start_s = self._clock.now()
         self._waiting_count += completion_count
-        return Permit(self, completion_count)
+        self._parts.setdefault(tenant, _Part()).place_count += completion_count
+        return Permit(self, tenant, completion_count)
 
-    def charge(self, token_count: int) -> None:
+    def charge(self, tenant: str, token_count: int) -> None:
         """Books tokens for a permit.
 
         A request longer than the limit is let in when nothing else waits: it
@@ -121,16 +139,24 @@ class Admission:
         Raises:
             QueueFull: the tokens that wait would exceed `waiting_token_limit`.
         """
+        limit = self.limits.waiting_token_limit
         total = self._waiting_token_count + token_count
-        if total > self.limits.waiting_token_limit and self._waiting_token_count > 0:
+        is_full = total > limit and self._waiting_token_count > 0
+        if is_full and self._part_of(tenant).token_count + token_count > self._even_part(limit, tenant):
             raise self._turn_away(
                 f"{self._waiting_token_count} prompt tokens are waiting, "
-                f"{token_count} more would exceed the limit of {self.limits.waiting_token_limit}"
+                f"{token_count} more would exceed the limit of {limit}"
             )
         self._waiting_token_count = total
+        self._parts[tenant].token_count += token_count
 
-    def leave(self, place_count: int, token_count: int, *, has_started: bool) -> None:
+    def leave(self, tenant: str, place_count: int, token_count: int, *, has_started: bool) -> None:
         """Takes places back."""
+        part = self._parts[tenant]
+        part.place_count -= place_count
+        part.token_count -= token_count
+        if part.place_count == 0:
+            del self._parts[tenant]
         self._waiting_count -= place_count
         self._waiting_token_count -= token_count
         self._turned_away_count = 0
@@ -140,6 +166,13 @@ class Admission:
                 gap_s = now - self._last_start_s
                 self._start_gap_s += SMOOTHING * (gap_s - self._start_gap_s)
             self._last_start_s = now
+
+    def _part_of(self, tenant: str) -> _Part:
+        return self._parts.get(tenant, _Part())
+
+    def _even_part(self, limit: int, tenant: str) -> int:
+        """Returns what each tenant may have of a limit for sure, this one among those that wait."""
+        return limit // len(self._parts.keys() | {tenant})
 
     def _turn_away(self, why: str) -> QueueFull:
         self._turned_away_count += 1

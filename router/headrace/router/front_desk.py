@@ -130,7 +130,7 @@ class Visit:
         Raises:
             QueueFull: there are not so many.
         """
-        self.permit = self._desk.admission.enter(place_count)
+        self.permit = self._desk.admission.enter(place_count, tenant=self.tenant or "")
 
     def charge(self, token_count: int) -> None:
         """Books the tokens of its prompts, which the tenant is charged for even if there is no room for them.

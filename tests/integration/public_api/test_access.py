@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from headrace.client import AsyncClient, Forbidden, QuotaExceeded, Unauthenticated, status_code
+from headrace.client import AsyncClient, Forbidden, QueueFull, QuotaExceeded, Unauthenticated, status_code
 from headrace.services import gatekeeper
 from headrace.services.access_list import hash_key
 from headrace.services.key_command import new_key
@@ -174,3 +174,34 @@ async def test_tenants_share_no_prefixes(deploy: Deploy, access_file: Path) -> N
         ]
     assert counts[0] == counts[2] == 0
     assert counts[1] == counts[3] > 0
+
+
+async def test_a_burst_of_one_tenant_neither_delays_another_nor_fills_its_room(
+    deploy: Deploy, access_file: Path
+) -> None:
+    async with (
+        deploy(
+            access_file=access_file,
+            engine=FakeOptions(step_time_s=0.005),
+            step_row_limit=1,
+            waiting_request_limit=6,
+        ) as server,
+        client(server, "alice") as alice,
+        client(server, "bob") as bob,
+    ):
+        ended: list[str] = []
+
+        async def ask(caller: AsyncClient, name: str) -> None:
+            await caller.generate("hello", max_new_token_count=20)
+            ended.append(name)
+
+        burst = [asyncio.ensure_future(ask(alice, "alice"))]
+        await server.until(lambda: server.stats().running_count == 1)
+        burst += [asyncio.ensure_future(ask(alice, "alice")) for _ in range(6)]
+        await server.until(lambda: server.app.pipeline.admission.waiting_count == 6)
+        with pytest.raises(QueueFull):
+            await alice.generate("hello")
+        await asyncio.gather(ask(bob, "bob"), ask(bob, "bob"), *burst)
+    assert sorted(ended) == ["alice"] * 7 + ["bob"] * 2
+    assert ended.index("bob") <= 2
+    assert ended[4:] == ["alice"] * 5

@@ -1,9 +1,11 @@
 """Places are counted, given back once, and the hint follows the pace of the queue."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.contract.errors import QueueFull
-from headrace.router.admission import FIRST_GUESS_S, LONGEST_HINT_S, Admission, AdmissionLimits
+from headrace.router.admission import FIRST_GUESS_S, LONGEST_HINT_S, Admission, AdmissionLimits, Permit
 
 
 class HandClock:
@@ -54,6 +56,54 @@ def test_a_prompt_over_the_token_limit_is_let_in_when_it_waits_alone() -> None:
     room = admission(HandClock())
     room.enter().charge(5000)
     assert room.waiting_token_count == 5000
+
+
+def test_a_burst_turns_away_its_own_tenant_alone() -> None:
+    room = admission(HandClock(), requests=12)
+    burst = [room.enter(tenant="a") for _ in range(12)]
+    for tenant, part in (("b", 6), ("c", 4)):
+        with pytest.raises(QueueFull, match="the limit is 12"):
+            room.enter(tenant="a")
+        with pytest.raises(QueueFull, match=f"{part + 1} more would be too many"):
+            room.enter(part + 1, tenant=tenant)
+        room.enter(part, tenant=tenant)
+        with pytest.raises(QueueFull):
+            room.enter(tenant=tenant)
+    assert room.waiting_count == 22
+    for permit in burst:
+        permit.release()
+    room.enter(2, tenant="a")
+    assert room.waiting_count == 12
+    with pytest.raises(QueueFull):
+        room.enter(2, tenant="b")
+
+
+def test_tokens_of_a_burst_leave_room_for_other_tenants_too() -> None:
+    room = admission(HandClock())
+    room.enter(tenant="a").charge(90)
+    other = room.enter(tenant="b")
+    with pytest.raises(QueueFull, match="51 more would exceed the limit of 100"):
+        other.charge(51)
+    other.charge(50)
+    assert room.waiting_token_count == 140
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 9), st.booleans()), max_size=80))
+def test_the_room_is_bounded_whoever_comes(story: list[tuple[str, int, bool]]) -> None:
+    room = admission(HandClock(), requests=24, tokens=10**9)
+    permits: dict[str, list[Permit]] = {tenant: [] for tenant in "abcd"}
+    for tenant, count, is_leaving in story:
+        if is_leaving and permits[tenant]:
+            permits[tenant].pop().release()
+            continue
+        try:
+            permits[tenant].append(room.enter(count, tenant=tenant))
+        except QueueFull:
+            assert room.waiting_count + count > 24
+        assert room.waiting_count <= 24 * (1 + 1 / 2 + 1 / 3 + 1 / 4)
+    for permit in [permit for of in permits.values() for permit in of]:
+        permit.release()
+    assert (room.waiting_count, room.waiting_token_count) == (0, 0)
 
 
 def test_the_hint_is_the_pace_of_starts_times_the_place_in_the_line_outside() -> None:
