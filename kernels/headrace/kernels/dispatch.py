@@ -259,7 +259,7 @@ class Kernels(Protocol):
         """Takes the tokens that a mask does not allow out of the draw: their logits become -inf, in place.
 
         Args:
-            logits: [row, vocabulary], contiguous, float32 or bfloat16, none NaN; written.
+            logits: [row, vocabulary], contiguous, float32 or narrower, none NaN; written.
             rows: [mask] int64, all different: the row of each mask. Rows without one stay as they are.
             allowed: [mask, word] int32: a bit for each token id, the lowest first, set where the
                 token is allowed. What is past the vocabulary does not count.

@@ -51,6 +51,11 @@ class LogitsProcessor:
         return len(self._rows) > 0 or len(self._barred_rows) > 0 or self._masks is not None
 
     @property
+    def computes(self) -> bool:
+        """Whether any logit is changed to another number, not just taken out of the draw."""
+        return len(self._rows) > 0
+
+    @property
     def failed_grammars(self) -> Mapping[int, str]:
         """Rows whose grammar could not be followed further, and why."""
         return {} if self._masks is None else self._masks.failures
@@ -59,7 +64,7 @@ class LogitsProcessor:
         """Changes the logits in place.
 
         Args:
-            logits: [sampling, vocabulary] float32, each row with a finite one.
+            logits: [sampling, vocabulary], each row with a finite one; float32 where anything is computed.
 
         Returns:
             [sampling] whether no token is left to draw. Such a row's logits are zeros.
@@ -79,12 +84,14 @@ class LogitsProcessor:
         is_empty = np.zeros(len(self._places), dtype=np.bool_)
         if len(self._barred_rows) > 0:
             logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
-            rows = np.unique(self._barred_rows)
-            is_empty[rows] = (logits[self._index(rows)].amax(dim=-1) == -torch.inf).cpu().numpy()
+        unmasked = self._barred_rows
         if self._masks is not None:
             index, words = self._index(self._masks.indices), torch.from_numpy(self._masks.words)
             peaks = self._kernels.keep_allowed(logits, index.to(logits.device), words.to(logits.device))
             is_empty[self._masks.indices] = (peaks == -torch.inf).cpu().numpy()
+            unmasked = unmasked[~np.isin(unmasked, self._masks.indices)]
+        if len(unmasked) > 0:
+            is_empty[unmasked] = (self._kernels.likeliest(logits).logits == -torch.inf).cpu().numpy()[unmasked]
         if is_empty.any():
             logits[torch.from_numpy(is_empty)] = 0.0
         return is_empty

@@ -57,7 +57,8 @@ class Sampler:
         processed, is_empty = logits, np.zeros_like(is_broken)
         if processor.changes_logits:
             # Whoever wants the model's own distribution reported needs it as it was.
-            processed = logits.to(torch.float32, copy=bool(batch.columns.reports_logprobs[places].any()))
+            dtype = torch.float32 if processor.computes else logits.dtype
+            processed = logits.to(dtype, copy=bool(batch.columns.reports_logprobs[places].any()))
             is_empty = processor.apply(processed)
         if not processor.changes_logits and not batch.columns.temperatures[places].any():
             token_ids = likeliest.token_ids
