@@ -4,9 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from headrace.kernels.attention_batch import AttentionBatch
-from headrace.kernels.decoder import Decoder, DecoderParts
-from headrace.kernels.low_rank import TokenAdapters
+from headrace.kernels.decoder import Decoder, DecoderParts, DecoderStep
 from headrace.kernels.panel_linear import PanelLinear
 
 _WIDTH_MULTIPLE = 32
@@ -49,50 +47,23 @@ class CpuDecoder:
         widths = (linear.in_feature_count for linear in (first.query_key_value, first.attention_output, first.down))
         return all(width % _WIDTH_MULTIPLE == 0 for width in widths)
 
-    def __call__(
-        self,
-        residual: torch.Tensor,
-        *,
-        positions: torch.Tensor,
-        slot_ids: torch.Tensor,
-        attention: AttentionBatch,
-        output_indices: torch.Tensor,
-        adapters: TokenAdapters | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, residual: torch.Tensor, step: DecoderStep) -> torch.Tensor:
         """Returns [output, hidden]."""
-        if adapters is not None:
-            return self._composed(
-                residual,
-                positions=positions,
-                slot_ids=slot_ids,
-                attention=attention,
-                output_indices=output_indices,
-                adapters=adapters,
-            )
-        arguments = self.arguments(
-            residual, positions=positions, slot_ids=slot_ids, attention=attention, output_indices=output_indices
-        )
-        return self.operator(*arguments)
+        if step.adapters is not None:
+            return self._composed(residual, step)
+        return self.operator(*self.arguments(residual, step))
 
-    def arguments(
-        self,
-        residual: torch.Tensor,
-        *,
-        positions: torch.Tensor,
-        slot_ids: torch.Tensor,
-        attention: AttentionBatch,
-        output_indices: torch.Tensor,
-    ) -> tuple[object, ...]:
+    def arguments(self, residual: torch.Tensor, step: DecoderStep) -> tuple[object, ...]:
         """Returns what the operator takes for a step."""
         return (
             residual,
             *self._weights,
-            positions,
-            slot_ids,
-            attention.block_tables,
-            attention.query_starts,
-            attention.context_lengths,
-            output_indices,
+            step.positions,
+            step.slot_ids,
+            step.attention.block_tables,
+            step.attention.query_starts,
+            step.attention.context_lengths,
+            step.output_indices,
             *self._sizes,
         )
 

@@ -58,28 +58,31 @@ class DecoderParts:
         return self.key_caches[0].shape[1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderStep:
+    """What a decoder is told of the tokens of one step, beside what they are."""
+
+    positions: torch.Tensor
+    """[token] int64"""
+    slot_ids: torch.Tensor
+    """[token] int64, all different."""
+    attention: AttentionBatch
+    """What `prepare_attention` of the same version of the operators returned for the step."""
+    output_indices: torch.Tensor
+    """[output] int64, tokens in any order: those whose hidden states are wanted."""
+    adapters: TokenAdapters | None = None
+    """What is added to the linear layers for some tokens; the others are not affected."""
+
+
 class Decoder(Protocol):
     """The layers of a pre-norm decoder with rotary attention and a gated MLP, from the embedding to the last norm."""
 
-    def __call__(
-        self,
-        residual: torch.Tensor,
-        *,
-        positions: torch.Tensor,
-        slot_ids: torch.Tensor,
-        attention: AttentionBatch,
-        output_indices: torch.Tensor,
-        adapters: TokenAdapters | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, residual: torch.Tensor, step: DecoderStep) -> torch.Tensor:
         """Fills the KV cache and returns the hidden states of some tokens.
 
         Args:
             residual: [token, hidden], the embedded tokens; may be overwritten.
-            positions: [token] int64.
-            slot_ids: [token] int64, all different.
-            attention: What `prepare_attention` of the same version of the operators returned for the step.
-            output_indices: [output] int64, tokens in any order.
-            adapters: What is added to the linear layers for some tokens; the others are not affected.
+            step: Where they stand, and which hidden states are wanted.
 
         Returns:
             [output, hidden], normalised.
@@ -94,17 +97,9 @@ class ComposedDecoder:
         self._parts = parts
         self._kernels = kernels
 
-    def __call__(
-        self,
-        residual: torch.Tensor,
-        *,
-        positions: torch.Tensor,
-        slot_ids: torch.Tensor,
-        attention: AttentionBatch,
-        output_indices: torch.Tensor,
-        adapters: TokenAdapters | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, residual: torch.Tensor, step: DecoderStep) -> torch.Tensor:
         """Returns [output, hidden]."""
+        adapters = step.adapters
         parts, kernels, epsilon = self._parts, self._kernels, self._parts.norm_epsilon
         layers = parts.layers
         stacks = (_NO_STACKS,) * len(layers) if adapters is None else adapters.layers
@@ -121,17 +116,20 @@ class ComposedDecoder:
                 query,
                 key,
                 value,
-                positions=positions,
+                positions=step.positions,
                 cos_sin=parts.cos_sin,
                 key_cache=key_cache,
                 value_cache=value_cache,
-                slot_ids=slot_ids,
+                slot_ids=step.slot_ids,
             )
-            attended = kernels.paged_attention(rotated, key_cache, value_cache, attention, scale=parts.scale).flatten(1)
+            attended = kernels.paged_attention(
+                rotated, key_cache, value_cache, step.attention, scale=parts.scale
+            ).flatten(1)
             if layer is layers[-1]:
                 # Nothing reads the other tokens any more.
-                attended, residual = attended[output_indices], residual[output_indices]
-                token_adapters = None if token_adapters is None else token_adapters[output_indices]
+                wanted = step.output_indices
+                attended, residual = attended[wanted], residual[wanted]
+                token_adapters = None if token_adapters is None else token_adapters[wanted]
             x = self._linear(layer.attention_output, attended, stack.attention_output, token_adapters)
             normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
             inner = self._linear(layer.gated, normed, stack.gated, token_adapters)

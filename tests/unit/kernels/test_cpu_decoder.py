@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.kernels.build import default_cache_folder
 from headrace.kernels.cpu import CpuKernels, load_cpu_kernels
 from headrace.kernels.cpu_decoder import CpuDecoder
-from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts
+from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts, DecoderStep
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import (
     LayerAdapter,
@@ -148,13 +148,12 @@ def run(
     adapters = None
     if row_adapters is not None:
         adapters = TokenAdapters(indices=torch.tensor(row_adapters)[row_of_token], layers=layers)
+    attention = kernels.prepare_attention(tables.int(), starts.int(), torch.tensor(contexts).int(), block_size=16)
     return decoder(
         torch.randn(int(starts[-1]), widths.hidden, generator=generator).to(dtype),
-        positions=positions,
-        slot_ids=slots,
-        attention=kernels.prepare_attention(tables.int(), starts.int(), torch.tensor(contexts).int(), block_size=16),
-        output_indices=outputs,
-        adapters=adapters,
+        DecoderStep(
+            positions=positions, slot_ids=slots, attention=attention, output_indices=outputs, adapters=adapters
+        ),
     )
 
 
@@ -274,13 +273,9 @@ def test_runs_where_nothing_is_wanted_of_the_tokens(cpu_kernels: CpuKernels) -> 
     )
     tokens, places = torch.randn(4, widths.hidden), torch.arange(4)
     for some_parts, outputs in ((parts, places[:0]), (alone, places)):
-        normed = cpu_kernels.build_decoder(some_parts)(
-            tokens.clone(),
-            positions=places,
-            slot_ids=places + 3 * BLOCK_SIZE,
-            attention=batch,
-            output_indices=outputs,
-        )
+        slots = places + 3 * BLOCK_SIZE
+        step = DecoderStep(positions=places, slot_ids=slots, attention=batch, output_indices=outputs)
+        normed = cpu_kernels.build_decoder(some_parts)(tokens.clone(), step)
         assert normed.shape == (len(outputs), widths.hidden)
     assert torch.equal(parts.key_caches[-1], alone.key_caches[-1])
 
@@ -320,7 +315,8 @@ def test_tokens_that_are_not_there_are_refused(cpu_kernels: CpuKernels) -> None:
     place = torch.tensor([0])
     with pytest.raises(RuntimeError, match="output_tokens"):
         decoder(
-            torch.randn(1, widths.hidden), positions=place, slot_ids=place, attention=batch, output_indices=place + 1
+            torch.randn(1, widths.hidden),
+            DecoderStep(positions=place, slot_ids=place, attention=batch, output_indices=place + 1),
         )
 
 
@@ -329,13 +325,9 @@ def test_torch_can_trace_it(cpu_kernels: CpuKernels) -> None:
     decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
     assert isinstance(decoder, CpuDecoder)
     place, one = torch.tensor([0]), torch.tensor([1]).int()
-    arguments = decoder.arguments(
-        torch.randn(1, widths.hidden),
-        positions=place,
-        slot_ids=place,
-        attention=cpu_kernels.prepare_attention(
-            torch.tensor([[0]]).int(), torch.tensor([0, 1]).int(), one, block_size=BLOCK_SIZE
-        ),
-        output_indices=place,
+    batch = cpu_kernels.prepare_attention(
+        torch.tensor([[0]]).int(), torch.tensor([0, 1]).int(), one, block_size=BLOCK_SIZE
     )
+    step = DecoderStep(positions=place, slot_ids=place, attention=batch, output_indices=place)
+    arguments = decoder.arguments(torch.randn(1, widths.hidden), step)
     torch.library.opcheck(decoder.operator, arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from headrace.kernels.decoder import Decoder, DecoderLayer, DecoderParts
+from headrace.kernels.decoder import Decoder, DecoderLayer, DecoderParts, DecoderStep
 from headrace.kernels.dispatch import Kernels
 from headrace.kernels.linear import PackedLinear
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
@@ -38,14 +38,14 @@ class LlamaModel:
 
     def forward(self, batch: ForwardBatch) -> ForwardResult:
         """Computes a step: fills the KV cache and returns logits and hidden states where they are wanted."""
-        normed = self._decoder(
-            functional.embedding(batch.token_ids, self._embedding),
+        step = DecoderStep(
             positions=batch.positions,
             slot_ids=batch.slot_ids,
             attention=batch.attention,
             output_indices=batch.output_indices,
             adapters=batch.adapters,
         )
+        normed = self._decoder(functional.embedding(batch.token_ids, self._embedding), step)
         count = batch.sampling_count
         return ForwardResult(logits=self._head(normed[:count]), hidden=normed[count:])
 
