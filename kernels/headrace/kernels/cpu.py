@@ -215,8 +215,7 @@ class CpuKernels:
 
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run as one operator, where their widths allow it."""
-        composed = ComposedDecoder(parts, self)
-        return CpuDecoder(self._decoder, parts, composed) if CpuDecoder.fits(parts) else composed
+        return CpuDecoder(self._decoder, parts) if CpuDecoder.fits(parts) else ComposedDecoder(parts, self)
 
     def sample(
         self,

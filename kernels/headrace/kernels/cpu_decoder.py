@@ -4,21 +4,16 @@ from collections.abc import Callable
 
 import torch
 
-from headrace.kernels.decoder import Decoder, DecoderParts, DecoderStep
+from headrace.kernels.decoder import DecoderParts, DecoderStep
 from headrace.kernels.panel_linear import PanelLinear
 
 _WIDTH_MULTIPLE = 32
 
 
 class CpuDecoder:
-    """Runs layers whose weights lie in panels. Gives the same, to the last bit, as the operators one by one.
+    """Runs layers whose weights lie in panels. Gives the same, to the last bit, as the operators one by one."""
 
-    Steps with adapters go through those, since the one operator has no place for what adapters add.
-    """
-
-    def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts, composed: Decoder) -> None:
-        """Takes the same layers as single operators, too."""
-        self._composed = composed
+    def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts) -> None:
         layers = parts.layers
         panels = _linears(parts)
         norms = [norm for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
@@ -49,12 +44,14 @@ class CpuDecoder:
 
     def __call__(self, residual: torch.Tensor, step: DecoderStep) -> torch.Tensor:
         """Returns [output, hidden]."""
-        if step.adapters is not None:
-            return self._composed(residual, step)
         return self.operator(*self.arguments(residual, step))
 
     def arguments(self, residual: torch.Tensor, step: DecoderStep) -> tuple[object, ...]:
         """Returns what the operator takes for a step."""
+        adapters = step.adapters
+        added: tuple[object, ...] = (None, [], [], [])
+        if adapters is not None:
+            added = (adapters.indices, adapters.stacks.downs, adapters.stacks.ups, adapters.stacks.part_ranks)
         return (
             residual,
             *self._weights,
@@ -65,6 +62,7 @@ class CpuDecoder:
             step.attention.context_lengths,
             step.output_indices,
             *self._sizes,
+            *added,
         )
 
 

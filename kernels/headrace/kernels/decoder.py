@@ -7,12 +7,10 @@ import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
 from headrace.kernels.linear import PackedLinear
-from headrace.kernels.low_rank import LayerStacks, LowRankStack, TokenAdapters
+from headrace.kernels.low_rank import LowRankStack, TokenAdapters
 
 if TYPE_CHECKING:
     from headrace.kernels.dispatch import Kernels
-
-_NO_STACKS = LayerStacks(query_key_value=None, attention_output=None, gated=None, down=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +100,15 @@ class ComposedDecoder:
         adapters = step.adapters
         parts, kernels, epsilon = self._parts, self._kernels, self._parts.norm_epsilon
         layers = parts.layers
-        stacks = (_NO_STACKS,) * len(layers) if adapters is None else adapters.layers
+        stacks = (None,) * len(layers) if adapters is None else adapters.stacks.layers
         token_adapters = None if adapters is None else adapters.indices
         normed = kernels.rms_norm(residual, layers[0].input_norm, epsilon)
         next_norms = (*(layer.input_norm for layer in layers[1:]), parts.final_norm)
         for layer, stack, next_norm, key_cache, value_cache in zip(
             layers, stacks, next_norms, parts.key_caches, parts.value_caches, strict=True
         ):
-            merged = self._linear(layer.query_key_value, normed, stack.query_key_value, token_adapters)
+            to_query_key_value, to_output, to_gated, to_down = (None,) * 4 if stack is None else stack.linears
+            merged = self._linear(layer.query_key_value, normed, to_query_key_value, token_adapters)
             heads = merged.view(normed.shape[0], -1, parts.head_dim)
             query, key, value = torch.split(heads, [parts.head_count, parts.kv_head_count, parts.kv_head_count], dim=1)
             rotated = kernels.rotary_and_write_kv(
@@ -130,16 +129,16 @@ class ComposedDecoder:
                 wanted = step.output_indices
                 attended, residual = attended[wanted], residual[wanted]
                 token_adapters = None if token_adapters is None else token_adapters[wanted]
-            x = self._linear(layer.attention_output, attended, stack.attention_output, token_adapters)
+            x = self._linear(layer.attention_output, attended, to_output, token_adapters)
             normed, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, epsilon)
-            inner = self._linear(layer.gated, normed, stack.gated, token_adapters)
-            x = self._linear(layer.down, inner, stack.down, token_adapters)
+            inner = self._linear(layer.gated, normed, to_gated, token_adapters)
+            x = self._linear(layer.down, inner, to_down, token_adapters)
             normed, residual = kernels.add_rms_norm(x, residual, next_norm, epsilon)
         return normed
 
     def _linear(
         self, linear: PackedLinear, x: torch.Tensor, stack: LowRankStack | None, token_adapters: torch.Tensor | None
     ) -> torch.Tensor:
-        if stack is None or token_adapters is None:
+        if stack is None or stack.is_empty or token_adapters is None:
             return linear(x)
         return linear(x, self._kernels.low_rank(x, token_adapters, stack))

@@ -79,7 +79,7 @@ class LayerAdapter:
 class LowRankStack:
     """What several adapters add to the same linear layer."""
 
-    __slots__ = ("downs", "layers", "part_ranks", "part_sizes", "ups")
+    __slots__ = ("downs", "is_empty", "layers", "part_ranks", "part_sizes", "ups")
 
     def __init__(self, layers: Sequence[LowRankLayer], part_sizes: Sequence[int]) -> None:
         self.layers = tuple(layers)
@@ -89,21 +89,39 @@ class LowRankStack:
         self.ups = [layer.up for layer in layers]
         self.part_ranks = [rank for layer in layers for rank in layer.part_ranks]
         """[adapter, part], flat."""
-
-    @property
-    def is_empty(self) -> bool:
+        self.is_empty = not any(self.part_ranks)
         """Whether no adapter adds anything."""
-        return not any(self.part_ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStacks:
-    """What the adapters of a step add to one layer of a decoder; None where none of them adds anything."""
+    """What the adapters of a step add to one layer of a decoder."""
 
-    query_key_value: LowRankStack | None
-    attention_output: LowRankStack | None
-    gated: LowRankStack | None
-    down: LowRankStack | None
+    query_key_value: LowRankStack
+    attention_output: LowRankStack
+    gated: LowRankStack
+    down: LowRankStack
+
+    @property
+    def linears(self) -> tuple[LowRankStack, LowRankStack, LowRankStack, LowRankStack]:
+        """One for each linear layer, in the order in which the layer runs them."""
+        return (self.query_key_value, self.attention_output, self.gated, self.down)
+
+
+class DecoderStacks:
+    """What the adapters of a step add to a decoder."""
+
+    __slots__ = ("downs", "layers", "part_ranks", "ups")
+
+    def __init__(self, layers: Sequence[LayerStacks]) -> None:
+        stacks = [stack for layer in layers for stack in layer.linears]
+        self.layers = tuple(layers)
+        self.downs = [down for stack in stacks for down in stack.downs]
+        """[layer, linear, adapter], flat."""
+        self.ups = [up for stack in stacks for up in stack.ups]
+        """As `downs`."""
+        self.part_ranks = [rank for stack in stacks for rank in stack.part_ranks]
+        """[layer, linear, adapter, part], flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,21 +134,18 @@ class PartSizes:
     down: tuple[int]
 
 
-def stack_adapters(adapters: Sequence[Sequence[LayerAdapter]], sizes: PartSizes) -> tuple[LayerStacks, ...]:
-    """Returns, for each layer of the decoder, what the adapters add to it."""
-
-    def stack(layers: list[LowRankLayer], part_sizes: Sequence[int]) -> LowRankStack | None:
-        stacked = LowRankStack(layers, part_sizes)
-        return None if stacked.is_empty else stacked
-
-    return tuple(
-        LayerStacks(
-            query_key_value=stack([layer.query_key_value for layer in layers], sizes.query_key_value),
-            attention_output=stack([layer.attention_output for layer in layers], sizes.attention_output),
-            gated=stack([layer.gated for layer in layers], sizes.gated),
-            down=stack([layer.down for layer in layers], sizes.down),
-        )
-        for layers in zip(*adapters, strict=True)
+def stack_adapters(adapters: Sequence[Sequence[LayerAdapter]], sizes: PartSizes) -> DecoderStacks:
+    """Returns what adapters, each a list by layer of the decoder, add to it."""
+    return DecoderStacks(
+        [
+            LayerStacks(
+                query_key_value=LowRankStack([layer.query_key_value for layer in layers], sizes.query_key_value),
+                attention_output=LowRankStack([layer.attention_output for layer in layers], sizes.attention_output),
+                gated=LowRankStack([layer.gated for layer in layers], sizes.gated),
+                down=LowRankStack([layer.down for layer in layers], sizes.down),
+            )
+            for layers in zip(*adapters, strict=True)
+        ]
     )
 
 
@@ -140,8 +155,8 @@ class TokenAdapters:
 
     indices: torch.Tensor
     """[token] int64, the token's adapter among those that were stacked; -1 for none."""
-    layers: tuple[LayerStacks, ...]
-    """By layer of the decoder."""
+    stacks: DecoderStacks
+    """What they add."""
 
 
 def low_rank(x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:

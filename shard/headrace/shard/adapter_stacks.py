@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.low_rank import LayerStacks, PartSizes, stack_adapters
+from headrace.kernels.low_rank import DecoderStacks, PartSizes, stack_adapters
 from headrace.shard.lora_weights import LoraWeights
 
 
@@ -16,8 +16,8 @@ class StepAdapters:
 
     row_indices: NDArray[np.int64]
     """[computing] the row's adapter among those of the step; -1 for none."""
-    layers: tuple[LayerStacks, ...]
-    """By layer of the decoder."""
+    stacks: DecoderStacks
+    """What they add."""
 
 
 class AdapterStacks:
@@ -25,7 +25,7 @@ class AdapterStacks:
 
     def __init__(self, sizes: PartSizes) -> None:
         self._sizes = sizes
-        self._last: tuple[tuple[LoraWeights, ...], tuple[LayerStacks, ...]] | None = None
+        self._last: tuple[tuple[LoraWeights, ...], DecoderStacks] | None = None
 
     def select(self, weights: Sequence[LoraWeights], row_indices: NDArray[np.int64]) -> StepAdapters | None:
         """Returns the adapters of a step as the model takes them; None if no row has one."""
@@ -33,7 +33,7 @@ class AdapterStacks:
             return None
         if self._last is None or self._last[0] != tuple(weights):
             self._last = (tuple(weights), stack_adapters([adapter.layers for adapter in weights], self._sizes))
-        return StepAdapters(row_indices=row_indices, layers=self._last[1])
+        return StepAdapters(row_indices=row_indices, stacks=self._last[1])
 
     def forget(self) -> None:
         """Lets go of adapters that nobody may use any more."""

@@ -86,7 +86,7 @@ class ModelRunner:
 
     def _token_adapters(self, adapters: StepAdapters, flat: FlatTokens) -> TokenAdapters:
         indices = np.repeat(adapters.row_indices, np.diff(flat.query_starts))
-        return TokenAdapters(indices=self._tensor(indices), layers=adapters.layers)
+        return TokenAdapters(indices=self._tensor(indices), stacks=adapters.stacks)
 
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -14,8 +14,8 @@ from headrace.kernels.cpu_decoder import CpuDecoder
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts, DecoderStep
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import (
+    DecoderStacks,
     LayerAdapter,
-    LayerStacks,
     LowRankLayer,
     LowRankPart,
     PartSizes,
@@ -133,7 +133,7 @@ def run(
     dtype: torch.dtype,
     *,
     row_adapters: list[int] | None = None,
-    layers: tuple[LayerStacks, ...] = (),
+    stacks: DecoderStacks | None = None,
 ) -> torch.Tensor:
     """Runs rows of (tokens of this step, tokens before), each over blocks of its own and with its adapter."""
     generator = torch.Generator().manual_seed(len(rows))
@@ -146,8 +146,8 @@ def run(
     slots = tables[row_of_token, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     outputs = torch.cat([starts[1:] - 1, torch.tensor([0])])
     adapters = None
-    if row_adapters is not None:
-        adapters = TokenAdapters(indices=torch.tensor(row_adapters)[row_of_token], layers=layers)
+    if row_adapters is not None and stacks is not None:
+        adapters = TokenAdapters(indices=torch.tensor(row_adapters)[row_of_token], stacks=stacks)
     attention = kernels.prepare_attention(tables.int(), starts.int(), torch.tensor(contexts).int(), block_size=16)
     return decoder(
         torch.randn(int(starts[-1]), widths.hidden, generator=generator).to(dtype),
@@ -287,17 +287,90 @@ def test_widths_that_fill_no_panels_are_left_to_the_operators(cpu_kernels: CpuKe
     assert run(decoder, cpu_kernels, widths, MIXES["mixed"], torch.float32).isfinite().all()
 
 
+def drop_products(layer: LayerAdapter) -> LayerAdapter:
+    """Leaves an adapter's products beside the keys and the gates alone."""
+
+    def only(linear: LowRankLayer, part: int, sizes: tuple[int, ...]) -> LowRankLayer:
+        kept = list(linear.ups(sizes))[part]
+        parts: list[LowRankPart | None] = [None] * len(sizes)
+        if len(sizes) > 1:
+            start = sum(linear.part_ranks[:part])
+            parts[part] = LowRankPart(down=linear.down[:, start : start + kept.shape[0]].T, up=kept.T)
+        return LowRankLayer.of(
+            parts, in_feature_count=linear.down.shape[0], dtype=linear.down.dtype, device=linear.down.device
+        )
+
+    sizes = part_sizes(Widths(has_bias=True))
+    return LayerAdapter(
+        query_key_value=only(layer.query_key_value, 1, sizes.query_key_value),
+        attention_output=only(layer.attention_output, 0, sizes.attention_output),
+        gated=only(layer.gated, 0, sizes.gated),
+        down=only(layer.down, 0, sizes.down),
+    )
+
+
+ADAPTED = {
+    "one": ([(1, 9)], [0]),
+    "decode": ([(1, 3), (1, 0), (1, 77), (1, 31), (1, 5), (1, 6), (1, 8)], [0, 1, -1, 0, 0, 0, 0]),
+    "mixed": ([(1, 10), (40, 16), (1, 200), (7, 5)], [-1, 1, 2, 0]),
+    "none": ([(1, 10), (4, 16)], [-1, -1]),
+    "split by keys": ([(1, 700), (2, 513)], [2, -1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "row_adapters"), ADAPTED.values(), ids=ADAPTED.keys())
+def test_equals_them_with_adapters(
+    cpu_kernels: CpuKernels, rows: list[tuple[int, int]], row_adapters: list[int], dtype: torch.dtype
+) -> None:
+    """Adapters of unlike ranks, one of which has few products."""
+    widths = Widths(has_bias=True)
+    adapters = [make_adapter(widths, dtype, seed=seed, rank=rank) for seed, rank in ((1, 4), (2, 20), (3, 16))]
+    adapters[2] = tuple(map(drop_products, adapters[2]))
+    stacks = stack_adapters(adapters, part_sizes(widths))
+    fused_parts = make_parts(cpu_kernels, widths, dtype)
+    composed_parts = copy_caches(fused_parts)
+    fused = cpu_kernels.build_decoder(fused_parts)
+    assert isinstance(fused, CpuDecoder)
+    composed = ComposedDecoder(composed_parts, cpu_kernels)
+    expected = run(composed, cpu_kernels, widths, rows, dtype, row_adapters=row_adapters, stacks=stacks)
+    actual = run(fused, cpu_kernels, widths, rows, dtype, row_adapters=row_adapters, stacks=stacks)
+    assert expected.isfinite().all()
+    assert torch.equal(actual, expected)
+    for mine, theirs in zip(
+        (*fused_parts.key_caches, *fused_parts.value_caches),
+        (*composed_parts.key_caches, *composed_parts.value_caches),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_adapters_that_do_not_fit_are_refused(cpu_kernels: CpuKernels) -> None:
+    widths = Widths()
+    decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.float32))
+    adapter = make_adapter(widths, torch.float32, seed=1, rank=4)
+    wider = make_adapter(Widths(inner=128), torch.float32, seed=1, rank=4)
+    for adapters, index, message in (
+        ([adapter], 1, "outside of"),
+        ([wider], 0, "up must be"),
+        ([adapter[:2]], 0, "lists"),
+    ):
+        stacks = stack_adapters(adapters, part_sizes(widths))
+        with pytest.raises(RuntimeError, match=message):
+            run(decoder, cpu_kernels, widths, [(1, 4)], torch.float32, row_adapters=[index], stacks=stacks)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_without_an_adapter_do_not_notice_those_with_one(cpu_kernels: CpuKernels, dtype: torch.dtype) -> None:
     widths, rows = Widths(has_bias=True), [(1, 20), (9, 0), (1, 300), (40, 7), (1, 0)]
     parts = make_parts(cpu_kernels, widths, dtype)
     adapters = [make_adapter(widths, dtype, seed=seed, rank=rank) for seed, rank in ((1, 4), (2, 20))]
-    layers = stack_adapters(adapters, part_sizes(widths))
+    stacks = stack_adapters(adapters, part_sizes(widths))
 
     def outputs(row_adapters: list[int] | None) -> torch.Tensor:
         decoder = cpu_kernels.build_decoder(copy_caches(parts))
         assert isinstance(decoder, CpuDecoder)
-        return run(decoder, cpu_kernels, widths, rows, dtype, row_adapters=row_adapters, layers=layers)
+        return run(decoder, cpu_kernels, widths, rows, dtype, row_adapters=row_adapters, stacks=stacks)
 
     plain, first, mixed = outputs(None), outputs([0] * 5), outputs([0, -1, 1, -1, 0])
     assert torch.equal(mixed[[1, 3]], plain[[1, 3]])
@@ -331,3 +404,6 @@ def test_torch_can_trace_it(cpu_kernels: CpuKernels) -> None:
     step = DecoderStep(positions=place, slot_ids=place, attention=batch, output_indices=place)
     arguments = decoder.arguments(torch.randn(1, widths.hidden), step)
     torch.library.opcheck(decoder.operator, arguments)
+    stacks = stack_adapters([make_adapter(widths, torch.float32, seed=1, rank=4)], part_sizes(widths))
+    adapted = replace(step, adapters=TokenAdapters(indices=place, stacks=stacks))
+    torch.library.opcheck(decoder.operator, decoder.arguments(torch.randn(1, widths.hidden), adapted))

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention_tasks.h"
+#include "decoder_adapters.h"
 #include "linear_tasks.h"
 #include "row_functions.h"
 #include "team.h"
@@ -26,13 +27,16 @@ enum Phase {
   kGated,
   kDown,
   kNextNorm,
-  kPhaseCount
+  // Two for what adapters add to each linear layer.
+  kAdapters,
+  kPhaseCount = kAdapters + 2 * kLinearKindCount
 };
 
 template <typename T, typename W>
 class Decoder {
  public:
-  Decoder(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers, const DecoderShape& shape)
+  Decoder(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers,
+          const DecoderAdapters<T>& adapters, const DecoderShape& shape)
       : tensors_(tensors),
         layers_(layers),
         shape_(shape),
@@ -40,6 +44,7 @@ class Decoder {
         kv_width_(shape.attention.kv_head_count * shape.attention.head_size),
         plan_(plan_attention(tensors.query_starts, tensors.context_lengths, shape.attention)),
         attention_(plan_, attention_shape()),
+        adapters_(adapters, shape, tensors.output_tokens),
         team_(1 + static_cast<int64_t>(layers.size()) * kPhaseCount) {
     Workspace& workspace = Workspace::of_thread();
     workspace.start(
@@ -92,7 +97,7 @@ class Decoder {
       const DecoderLayer<T, W>& layer = d.layers_[index];
       const bool is_last = index + 1 == static_cast<int64_t>(d.layers_.size());
       first_phase_ = 1 + index * kPhaseCount;
-      multiply(kQueryKeyValue, d.query_key_value(layer));
+      multiply(kQueryKeyValue, d.query_key_value(layer, add(index, kQueryKeyValueKind, false, d.normed_)));
       const RotaryTensors<T> rotary_tensors = d.rotary_tensors(layer);
       const RotaryShape rotary_shape = d.rotary_shape();
       for_tokens(first_phase_ + kRotate, d.shape_.token_count,
@@ -105,11 +110,12 @@ class Decoder {
       const int64_t token_count = is_last ? d.shape_.output_count : d.shape_.token_count;
       T* residual = is_last ? d.last_residual_ : d.tensors_.residual;
       T* normed = is_last ? d.tensors_.output : d.normed_;
-      multiply(kAttentionOutput,
-               d.attention_output(layer, is_last ? d.last_attended_ : d.attended_, token_count, normed));
+      const T* attended = is_last ? d.last_attended_ : d.attended_;
+      const LinearAddend to_output = add(index, kAttentionOutputKind, is_last, attended);
+      multiply(kAttentionOutput, d.attention_output(layer, attended, token_count, normed, to_output));
       add_norm(kMlpNorm, layer.mlp_norm, token_count, normed, residual);
-      multiply(kGated, d.gated(layer, token_count, normed));
-      multiply(kDown, d.down(layer, token_count, normed));
+      multiply(kGated, d.gated(layer, token_count, normed, add(index, kGatedKind, is_last, normed)));
+      multiply(kDown, d.down(layer, token_count, normed, add(index, kDownKind, is_last, d.gated_)));
       add_norm(kNextNorm, layer.next_norm, token_count, normed, residual);
     }
 
@@ -117,6 +123,21 @@ class Decoder {
       const auto claim = [&] { return decoder_.team_.claim(first_phase_ + phase); };
       tasks.run(claim(), product_, claim);
       decoder_.team_.wait();
+    }
+
+    // Computes what adapters add to a linear layer.
+    LinearAddend add(int64_t layer, LinearKind kind, bool is_of_outputs, const T* input) {
+      Decoder& d = decoder_;
+      if (!d.adapters_.adds(layer, kind)) return {};
+      const LowRankTasks<T> tasks = d.adapters_.tasks(layer, kind, is_of_outputs, input);
+      const int64_t phase = first_phase_ + kAdapters + 2 * kind;
+      for (int64_t task = d.team_.claim(phase); task < tasks.narrow_count(); task = d.team_.claim(phase))
+        tasks.multiply_narrow(task);
+      d.team_.wait();
+      for (int64_t task = d.team_.claim(phase + 1); task < tasks.wide_count(); task = d.team_.claim(phase + 1))
+        tasks.multiply_wide(task);
+      d.team_.wait();
+      return d.adapters_.addend(is_of_outputs);
     }
 
     void attend() {
@@ -211,28 +232,31 @@ class Decoder {
             stride};
   }
 
-  LinearTasks<T, W> query_key_value(const DecoderLayer<T, W>& layer) const {
-    return tasks(layer.query_key_value, normed_, query_key_value_, shape_.token_count, shape_.hidden_size,
-                 query_key_value_width(), false);
+  LinearTasks<T, W> query_key_value(const DecoderLayer<T, W>& layer, LinearAddend addend) const {
+    return tasks(layer.query_key_value, addend, normed_, query_key_value_,
+                 {shape_.token_count, shape_.hidden_size, shape_.hidden_size, query_key_value_width(), false});
   }
 
-  LinearTasks<T, W> attention_output(const DecoderLayer<T, W>& layer, const T* attended, int64_t token_count,
-                                     T* output) const {
-    return tasks(layer.attention_output, attended, output, token_count, query_width_, shape_.hidden_size, false);
+  LinearTasks<T, W> attention_output(const DecoderLayer<T, W>& layer, const T* attended, int64_t token_count, T* output,
+                                     LinearAddend addend) const {
+    return tasks(layer.attention_output, addend, attended, output,
+                 {token_count, query_width_, query_width_, shape_.hidden_size, false});
   }
 
-  LinearTasks<T, W> gated(const DecoderLayer<T, W>& layer, int64_t token_count, const T* input) const {
-    return tasks(layer.gated, input, gated_, token_count, shape_.hidden_size, 2 * shape_.inner_size, true);
+  LinearTasks<T, W> gated(const DecoderLayer<T, W>& layer, int64_t token_count, const T* input,
+                          LinearAddend addend) const {
+    return tasks(layer.gated, addend, input, gated_,
+                 {token_count, shape_.hidden_size, shape_.hidden_size, 2 * shape_.inner_size, true});
   }
 
-  LinearTasks<T, W> down(const DecoderLayer<T, W>& layer, int64_t token_count, T* output) const {
-    return tasks(layer.down, gated_, output, token_count, shape_.inner_size, shape_.hidden_size, false);
+  LinearTasks<T, W> down(const DecoderLayer<T, W>& layer, int64_t token_count, T* output, LinearAddend addend) const {
+    return tasks(layer.down, addend, gated_, output,
+                 {token_count, shape_.inner_size, shape_.inner_size, shape_.hidden_size, false});
   }
 
-  static LinearTasks<T, W> tasks(const PackedWeight<T, W>& weight, const T* input, T* output, int64_t token_count,
-                                 int64_t in_count, int64_t out_count, bool is_gated) {
-    return {{input, weight.panels, weight.scales, weight.bias, output},
-            {token_count, in_count, in_count, out_count, is_gated}};
+  static LinearTasks<T, W> tasks(const PackedWeight<T, W>& weight, LinearAddend addend, const T* input, T* output,
+                                 const LinearShape& shape) {
+    return {{input, weight.panels, weight.scales, weight.bias, output, addend.added, addend.rows}, shape};
   }
 
   const DecoderTensors<T>& tensors_;
@@ -242,6 +266,7 @@ class Decoder {
   const int64_t kv_width_;
   const AttentionPlan plan_;
   AttentionTasks<T> attention_;
+  const AdapterProducts<T> adapters_;
   Team team_;
   T* normed_;
   T* query_key_value_;
@@ -260,12 +285,13 @@ bool can_decode(const DecoderShape& shape) {
 
 template <typename T, typename W>
 void decode(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers,
-            const DecoderShape& shape) {
-  Decoder<T, W>(tensors, layers, shape).run();
+            const DecoderAdapters<T>& adapters, const DecoderShape& shape) {
+  Decoder<T, W>(tensors, layers, adapters, shape).run();
 }
 
-#define INSTANTIATE(T, W) \
-  template void decode<T, W>(const DecoderTensors<T>&, const std::vector<DecoderLayer<T, W>>&, const DecoderShape&);
+#define INSTANTIATE(T, W)                                                                      \
+  template void decode<T, W>(const DecoderTensors<T>&, const std::vector<DecoderLayer<T, W>>&, \
+                             const DecoderAdapters<T>&, const DecoderShape&);
 INSTANTIATE(float, float)
 INSTANTIATE(float, int8_t)
 INSTANTIATE(float, EightBitStep)

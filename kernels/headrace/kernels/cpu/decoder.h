@@ -5,8 +5,12 @@
 #include <vector>
 
 #include "attention.h"
+#include "low_rank.h"
 
 namespace headrace {
+
+// The linear layers of a decoder layer, in the order of every list of them.
+enum LinearKind { kQueryKeyValueKind, kAttentionOutputKind, kGatedKind, kDownKind, kLinearKindCount };
 
 // One linear layer, its weight packed.
 template <typename T, typename W>
@@ -27,6 +31,17 @@ struct DecoderLayer {
   PackedWeight<T, W> down;
   T* key_cache;
   T* value_cache;
+};
+
+// The adapters of a step.
+template <typename T>
+struct DecoderAdapters {
+  // None where no token has one.
+  int64_t count;
+  // [token], -1 for none.
+  const int64_t* token_adapters;
+  // [layer][linear][adapter]
+  std::vector<LowRankWeights<T>> weights;
 };
 
 struct DecoderShape {
@@ -62,6 +77,7 @@ bool can_decode(const DecoderShape& shape);
 
 // Computes all layers in one parallel region.
 template <typename T, typename W>
-void decode(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers, const DecoderShape& shape);
+void decode(const DecoderTensors<T>& tensors, const std::vector<DecoderLayer<T, W>>& layers,
+            const DecoderAdapters<T>& adapters, const DecoderShape& shape);
 
 }  // namespace headrace

@@ -40,6 +40,8 @@ struct LinearTensors {
   T* output;
   // [row, out], added to each row before the gating, or null.
   const float* added = nullptr;
+  // [row] the row of `added` for each row, -1 for none; null where they are the same.
+  const int64_t* added_rows = nullptr;
 };
 
 // output [row, out] = input @ weight.T * scales + bias + added; when gated [row, out / 2], silu(first half) * second

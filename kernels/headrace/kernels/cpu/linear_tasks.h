@@ -79,8 +79,8 @@ class PanelOutput {
       const float* sums = sums_ + finished_count_ * kPanelWidth;
       Floats low = load(sums) * scales_[0] + bias_[0];
       Floats high = load(sums + kLanes) * scales_[1] + bias_[1];
-      if (tensors_.added != nullptr) {
-        const float* added = tensors_.added + (first_row_ + finished_count_) * shape_.out_count + first;
+      if (const float* added_row = added_to(first_row_ + finished_count_)) {
+        const float* added = added_row + first;
         low += load_at_most(added, width - first);
         high +=
             load_at_most(added + (shape_.is_gated ? width : kLanes), width - first - (shape_.is_gated ? 0 : kLanes));
@@ -96,6 +96,13 @@ class PanelOutput {
   }
 
  private:
+  // What is added to a row, or null.
+  const float* added_to(int64_t row) const {
+    if (tensors_.added == nullptr) return nullptr;
+    const int64_t place = tensors_.added_rows == nullptr ? row : tensors_.added_rows[row];
+    return place < 0 ? nullptr : tensors_.added + place * shape_.out_count;
+  }
+
   const LinearTensors<T, W>& tensors_;
   const LinearShape& shape_;
   Floats scales_[2] = {broadcast(1.0f), broadcast(1.0f)};

@@ -3,9 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "low_rank.h"
-#include "operator_checks.h"
-#include "vector.h"
+#include "low_rank_checks.h"
 
 namespace headrace::operators {
 
@@ -17,36 +15,15 @@ Tensor low_rank(const Tensor& x, const Tensor& token_adapters, at::TensorList do
   TORCH_CHECK(static_cast<int64_t>(ups.size()) == adapter_count, "there must be as many ups as downs");
   TORCH_CHECK(static_cast<int64_t>(part_ranks.size()) == adapter_count * part_count,
               "part_ranks must be [adapter, part]");
-  check_column(token_adapters, at::kLong, x.size(0), "token_adapters");
-  for (int64_t token = 0; token < x.size(0); ++token) {
-    const int64_t adapter = data<int64_t>(token_adapters)[token];
-    TORCH_CHECK(adapter >= -1 && adapter < adapter_count, "token_adapters has ", adapter, " outside of [-1, ",
-                adapter_count, ")");
-  }
+  check_token_adapters(token_adapters, x.size(0), adapter_count);
   LowRankShape shape = {x.size(0), x.stride(0), x.size(1), 0, part_sizes.vec()};
   for (const int64_t size : part_sizes) shape.out_count += size;
-  for (int64_t adapter = 0; adapter < adapter_count; ++adapter) {
-    const at::IntArrayRef ranks = part_ranks.slice(adapter * part_count, part_count);
-    const Tensor& down = downs[adapter];
-    check_contiguous(down, "down");
-    check_like(down, x, "down");
-    TORCH_CHECK(down.dim() == 2 && down.size(0) == x.size(1) && down.size(1) % kLanes == 0,
-                "down must be [in, rank] with a rank that is a multiple of ", kLanes);
-    int64_t rank = 0, up_size = 0;
-    for (int64_t part = 0; part < part_count; ++part) {
-      TORCH_CHECK(ranks[part] >= 0, "a rank is negative");
-      rank += ranks[part];
-      up_size += ranks[part] * part_sizes[part];
-    }
-    TORCH_CHECK(rank <= down.size(1), "the parts' ranks are more than down has");
-    check_column(ups[adapter], x.scalar_type(), up_size, "up");
-  }
   Tensor output = at::empty({x.size(0), shape.out_count}, x.options().dtype(at::kFloat));
   with_type(x, [&]<typename T>() {
     std::vector<LowRankWeights<T>> adapters;
     for (int64_t adapter = 0; adapter < adapter_count; ++adapter)
-      adapters.push_back({data<T>(downs[adapter]), downs[adapter].size(1), data<T>(ups[adapter]),
-                          part_ranks.data() + adapter * part_count});
+      adapters.push_back(check_low_rank<T>(downs[adapter], ups[adapter],
+                                           part_ranks.slice(adapter * part_count, part_count), part_sizes, x.size(1)));
     headrace::low_rank<T>(data<T>(x), data<int64_t>(token_adapters), adapters, shape, mutable_data<float>(output));
   });
   return output;
