@@ -100,6 +100,7 @@ def _compile(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
         except subprocess.TimeoutExpired as error:
             for running in compilations:
                 running.kill()
+                running.wait()
             raise BuildFailed(f"{source.name} was not compiled within {_BUILD_TIMEOUT_S} s") from error
     for compilation, source, log in zip(compilations, sources, logs, strict=True):
         if compilation.returncode != 0:

@@ -135,8 +135,13 @@ def test_attention_past_the_sizes_of_its_parts(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_token_is_the_same_in_any_chunk_and_any_company(cpu_kernels: CpuKernels, dtype: torch.dtype) -> None:
-    case = make_case([(700, 30), (1, 600), (50, 0)], heads=6, kv_heads=2, head_dim=64, block_size=16, dtype=dtype)
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 128), (7, 32), (8, 64), (9, 64), (3, 80)])
+def test_a_token_is_the_same_in_any_chunk_and_any_company(
+    cpu_kernels: CpuKernels, *, group: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """Few query rows and many are multiplied in different ways, and must give the same sums."""
+    rows = [(700, 30), (1, 600), (50, 0)]
+    case = make_case(rows, heads=group * 2, kv_heads=2, head_dim=head_dim, block_size=16, dtype=dtype)
     together = case.run(cpu_kernels)
     for begin, end in ((0, 1), (699, 700), (513, 514), (5, 20), (100, 400), (690, 700)):
         assert torch.equal(case.row(0, begin, end).run(cpu_kernels), together[begin:end])

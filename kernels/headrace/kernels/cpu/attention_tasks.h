@@ -78,8 +78,7 @@ class AttentionTasks {
         shape_(shape),
         group_(shape.head_count / shape.kv_head_count),
         padded_size_(round_up(shape.head_size, kPanelWidth)),
-        partials_(plan.partial_count),
-        partial_values_(plan.partial_count * padded_size_) {}
+        partials_(plan.partial_count, padded_size_) {}
 
   int64_t count() const { return static_cast<int64_t>(plan_.tasks.size()); }
   int64_t merge_count() const { return static_cast<int64_t>(plan_.merges.size()); }
@@ -107,7 +106,7 @@ class AttentionTasks {
   }
 
   // Completes query rows whose keys were split, once all tasks are done.
-  void merge_parts(int64_t index) const { finish(plan_.merges[index]); }
+  void merge_parts(int64_t index) { finish(plan_.merges[index]); }
 
  private:
   // What a thread works with; kept from call to call.
@@ -115,13 +114,13 @@ class AttentionTasks {
     explicit Scratch(int64_t head_size)
         : block(head_size),
           queries(kQueryRowsPerTask * block.padded_size()),
-          totals(kQueryRowsPerTask),
-          values(kQueryRowsPerTask * block.padded_size()) {}
+          totals(kQueryRowsPerTask, block.padded_size()),
+          parts(kRowBlock, block.padded_size()) {}
 
     AttentionBlock<T> block;
     Buffer<T> queries;
-    std::vector<PartialAttention> totals;
-    Buffer<float> values;
+    PartialRows totals;
+    PartialRows parts;
     KeySpan<T> span;
     KeySpan<T> ahead;
   };
@@ -135,43 +134,34 @@ class AttentionTasks {
   void attend(int64_t task_index, int64_t task_ahead, PanelProduct<T>& product, Scratch& scratch) {
     const AttentionTask& task = plan_.tasks[task_index];
     gather_queries(task, scratch);
-    std::fill_n(scratch.totals.begin(), task.query_end - task.query_begin, PartialAttention{});
+    const int64_t query_count = task.query_end - task.query_begin;
+    const PartialAttention totals = task.partial < 0 ? scratch.totals.from(0) : partials_.from(task.partial);
     const int64_t key_end = visible_end(task);
     for (int64_t key = task.key_begin; key < key_end; key += kKeySpan) {
       find_keys(task_index, key - task.key_begin, scratch.span);
       const bool is_last = key + kKeySpan >= key_end;
       find_keys(is_last ? task_ahead : task_index, is_last ? 0 : key + kKeySpan - task.key_begin, scratch.ahead);
-      scratch.block.load_span(scratch.span, scratch.ahead);
-      for (int64_t query = task.query_begin; query < task.query_end; query += kRowBlock)
-        attend_block(task, key, query, product, scratch);
+      scratch.block.load_span(scratch.span, scratch.ahead, query_count);
+      for (int64_t query = 0; query < query_count; query += kRowBlock)
+        attend_block(task, key, query, totals.from(query, padded_size_), product, scratch);
     }
-    for (int64_t query = task.query_begin; query < task.query_end; ++query) {
-      const int64_t place = query - task.query_begin;
-      const float* values = scratch.values.data() + place * padded_size_;
-      if (task.partial < 0) {
-        write(task, query, scratch.totals[place], values);
-      } else {
-        partials_[task.partial + place] = scratch.totals[place];
-        std::copy_n(values, padded_size_, partial_values_.data() + (task.partial + place) * padded_size_);
-      }
-    }
+    if (task.partial >= 0) return;
+    for (int64_t query = 0; query < query_count; ++query) write(task, query, totals);
   }
 
-  // Attends up to kRowBlock query rows to the span of keys that is loaded.
-  void attend_block(const AttentionTask& task, int64_t key, int64_t query, PanelProduct<T>& product, Scratch& scratch) {
-    const int64_t row_count = std::min(kRowBlock, task.query_end - query);
+  // Attends up to kRowBlock query rows, the first of which is the task's `query`, to the span of keys that is loaded.
+  void attend_block(const AttentionTask& task, int64_t key, int64_t query, const PartialAttention& total,
+                    PanelProduct<T>& product, Scratch& scratch) {
+    const int64_t row_count = std::min(kRowBlock, task.query_end - task.query_begin - query);
     int64_t visible_counts[kRowBlock];
     for (int64_t row = 0; row < row_count; ++row)
-      visible_counts[row] = std::clamp<int64_t>(visible_count(task, query + row) - key, 0, kKeySpan);
-    if (visible_counts[row_count - 1] == 0) return;
-    PartialAttention partials[kRowBlock];
-    const int64_t place = query - task.query_begin;
-    const float* values = scratch.block.attend(product, scratch.queries.data() + place * padded_size_, row_count,
-                                               visible_counts, shape_.scale, partials);
-    for (int64_t row = 0; row < row_count; ++row)
-      if (visible_counts[row] > 0)
-        merge(partials[row], values + row * padded_size_, padded_size_, scratch.totals[place + row],
-              scratch.values.data() + (place + row) * padded_size_);
+      visible_counts[row] = std::clamp<int64_t>(visible_count(task, task.query_begin + query + row) - key, 0, kKeySpan);
+    const bool is_first = key == task.key_begin;
+    if (visible_counts[row_count - 1] == 0 && !is_first) return;
+    const PartialAttention part = is_first ? total : scratch.parts.from(0);
+    scratch.block.attend(product, scratch.queries.data() + query * padded_size_, row_count, visible_counts,
+                         shape_.scale, part);
+    if (!is_first) merge<T>(part, row_count, padded_size_, total);
   }
 
   // Keys that a query row sees, from the row's first on.
@@ -202,6 +192,7 @@ class AttentionTasks {
   // Finds the span that starts `offset` keys after a task's first; none when there is no such task.
   void find_keys(int64_t task_index, int64_t offset, KeySpan<T>& span) const {
     span.count = 0;
+    span.is_in_runs = shape_.block_size % kLanes == 0;
     if (task_index >= count()) return;
     const AttentionTask& task = plan_.tasks[task_index];
     const int32_t* table = tensors_.block_tables + task.row * shape_.block_table_stride;
@@ -219,26 +210,22 @@ class AttentionTasks {
     }
   }
 
-  void finish(const AttentionMerge& merged) const {
+  void finish(const AttentionMerge& merged) {
     const int64_t query_count = merged.first.query_end;
-    Buffer<float> values(padded_size_);
-    for (int64_t query = 0; query < query_count; ++query) {
-      PartialAttention total;
-      for (int64_t part = 0; part < merged.count; ++part) {
-        const int64_t partial = merged.first.partial + part * query_count + query;
-        // A chunk's first tokens may see nothing of the last span.
-        if (partials_[partial].weight_sum != 0.0f)
-          merge(partials_[partial], partial_values_.data() + partial * padded_size_, padded_size_, total,
-                values.data());
-      }
-      write(merged.first, query, total, values.data());
-    }
+    PartialRows& totals = scratch_for(shape_.head_size).totals;
+    const PartialAttention total = totals.from(0);
+    totals.copy(partials_.from(merged.first.partial), query_count);
+    for (int64_t part = 1; part < merged.count; ++part)
+      merge<T>(partials_.from(merged.first.partial + part * query_count), query_count, padded_size_, total);
+    for (int64_t query = 0; query < query_count; ++query) write(merged.first, query, total);
   }
 
-  void write(const AttentionTask& task, int64_t query, const PartialAttention& total, const float* values) const {
-    T* target =
-        tensors_.output + token_of(task, query) * shape_.head_count * shape_.head_size + head_offset(task, query);
-    const float factor = 1.0f / total.weight_sum;
+  // Writes the outcome of a task's `query`, which is that of its total.
+  void write(const AttentionTask& task, int64_t query, const PartialAttention& total) const {
+    const float* values = total.values + query * padded_size_;
+    const int64_t row = task.query_begin + query;
+    T* target = tensors_.output + token_of(task, row) * shape_.head_count * shape_.head_size + head_offset(task, row);
+    const float factor = 1.0f / total.weight_sums[query];
     int64_t element = 0;
     for (; element + kLanes <= shape_.head_size; element += kLanes)
       store(target + element, load(values + element) * factor);
@@ -251,8 +238,7 @@ class AttentionTasks {
   AttentionShape shape_;
   int64_t group_;
   int64_t padded_size_;
-  std::vector<PartialAttention> partials_;
-  Buffer<float> partial_values_;
+  PartialRows partials_;
 };
 
 }  // namespace headrace

@@ -1,4 +1,4 @@
-// A linear layer as tasks that threads share: a task is the product of some rows of the input with one panel.
+// A linear layer as tasks that threads share: a task is the product of some rows of the input with a panel or two.
 #pragma once
 
 #include <algorithm>
@@ -87,7 +87,7 @@ class PanelOutput {
       }
       T* target = tensors_.output + (first_row_ + finished_count_) * width + first;
       if (shape_.is_gated) {
-        store_at_most(target, silu(low) * high, width - first);
+        store_at_most(target, silu<T>(low) * high, width - first);
       } else {
         store_at_most(target, low, width - first);
         store_at_most(target + kLanes, high, width - first - kLanes);
@@ -198,6 +198,11 @@ template <typename W>
 inline int64_t panel_size(const LinearShape& shape) {
   return round_up(shape.in_count, kPanelDepth) / kPanelDepth * kStepSize<W>;
 }
+
+// NOTE: a gated panel makes half a cache line of each row's output. Two threads that each write a half of a line take
+// it from each other again and again, so one thread does both.
+constexpr int64_t kGatedPanelsPerTask = 2;
+
 // The tasks of one call of a layer.
 template <typename T, typename W>
 class LinearTasks {
@@ -210,39 +215,34 @@ class LinearTasks {
         panel_count_(headrace::panel_count(shape)),
         rows_per_pass_(std::max(
             kRowBlock, kInputBytesPerPass / (depth_ * static_cast<int64_t>(sizeof(T))) / kRowBlock * kRowBlock)),
-        count_((shape.row_count + rows_per_pass_ - 1) / rows_per_pass_ * panel_count_) {}
+        panels_per_task_(shape.is_gated ? kGatedPanelsPerTask : 1),
+        tasks_per_pass_((panel_count_ + panels_per_task_ - 1) / panels_per_task_),
+        count_((shape.row_count + rows_per_pass_ - 1) / rows_per_pass_ * tasks_per_pass_) {}
 
   int64_t count() const { return count_; }
 
   // Does a task, then those that `claim` returns, until there are no more.
   template <typename Claim>
   void run(int64_t task, PanelProduct<T>& product, const Claim& claim) const {
-    // Rows to store in each of the depth / 32 gaps of a product.
-    const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;
     // NOTE: the outputs of one product are stored while the next runs. Alone, the stores took a quarter of the time.
     PanelOutput<T, W> outputs[2] = {{tensors_, shape_}, {tensors_, shape_}};
     WidenedPanel<T, W> widened;
     int current = 0;
     while (task < count_) {
       const int64_t next_task = claim();
-      const W* panel_ahead = panel(std::min(next_task, count_ - 1));
-      const T* whole_panel = widened.begin(panel(task), panel_ahead, depth_ / kPanelDepth);
-      // What was widened has been fetched.
-      const T* ahead = nullptr;
-      if constexpr (std::is_same_v<T, W>) ahead = panel_ahead;
-      const int64_t pass_begin = task / panel_count_ * rows_per_pass_;
+      const int64_t pass_begin = task / tasks_per_pass_ * rows_per_pass_;
       const int64_t pass_end = std::min(pass_begin + rows_per_pass_, shape_.row_count);
-      for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
-        const int64_t row_count = std::min(kRowBlock, pass_end - row);
-        PanelOutput<T, W>& previous = outputs[1 - current];
-        float* sums = outputs[current].begin(task % panel_count_, row, row_count);
-        product.multiply(tensors_.input + row * shape_.row_stride, shape_.row_stride, row_count, whole_panel, depth_,
-                         row == pass_begin ? ahead : nullptr, sums, [&] {
-                           widened.advance();
-                           previous.finish_some(rows_per_gap);
-                         });
-        previous.finish_some(kRowBlock);
-        current = 1 - current;
+      const int64_t panel_end = std::min(first_panel(task) + panels_per_task_, panel_count_);
+      for (int64_t panel = first_panel(task); panel < panel_end; ++panel) {
+        const int64_t next_panel = panel + 1 < panel_end ? panel + 1 : first_panel(std::min(next_task, count_ - 1));
+        const W* ahead = panel_weights(next_panel);
+        const T* whole_panel = widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth);
+        for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
+          float* sums = outputs[current].begin(panel, row, std::min(kRowBlock, pass_end - row));
+          multiply(row, std::min(kRowBlock, pass_end - row), whole_panel, row == pass_begin ? ahead : nullptr, product,
+                   widened, sums, outputs[1 - current]);
+          current = 1 - current;
+        }
       }
       task = next_task;
     }
@@ -250,13 +250,32 @@ class LinearTasks {
   }
 
  private:
-  const W* panel(int64_t task) const { return tensors_.panels + task % panel_count_ * panel_size<W>(shape_); }
+  // Multiplies rows by a panel, and meanwhile widens it and stores what the product before has given.
+  void multiply(int64_t row, int64_t row_count, const T* panel, const W* ahead, PanelProduct<T>& product,
+                WidenedPanel<T, W>& widened, float* sums, PanelOutput<T, W>& previous) const {
+    // Rows to store in each of the depth / 32 gaps of a product.
+    const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;
+    // What was widened has been fetched.
+    const T* fetched_ahead = nullptr;
+    if constexpr (std::is_same_v<T, W>) fetched_ahead = ahead;
+    product.multiply(tensors_.input + row * shape_.row_stride, shape_.row_stride, row_count, panel, depth_,
+                     fetched_ahead, sums, kPanelWidth, [&] {
+                       widened.advance();
+                       previous.finish_some(rows_per_gap);
+                     });
+    previous.finish_some(kRowBlock);
+  }
+
+  int64_t first_panel(int64_t task) const { return task % tasks_per_pass_ * panels_per_task_; }
+  const W* panel_weights(int64_t panel) const { return tensors_.panels + panel * panel_size<W>(shape_); }
 
   LinearTensors<T, W> tensors_;
   LinearShape shape_;
   int64_t depth_;
   int64_t panel_count_;
   int64_t rows_per_pass_;
+  int64_t panels_per_task_;
+  int64_t tasks_per_pass_;
   int64_t count_;
 };
 

@@ -13,6 +13,7 @@
 #include "vector.h"
 
 #if defined(__AMX_BF16__)
+#include "few_queries.h"
 #include "tiles.h"
 #endif
 
@@ -85,15 +86,15 @@ inline void multiply_step(const BFloat16* rows, int64_t row_stride, const BFloat
 
 template <int kRowCount, typename T, typename Meanwhile>
 inline void multiply_rows(const T* rows, int64_t row_stride, const T* panel, int64_t depth, float* product,
-                          const Meanwhile& meanwhile) {
+                          int64_t product_stride, const Meanwhile& meanwhile) {
   PanelSums sums[kRowCount] = {};
   for (int64_t in = 0; in < depth; in += kPanelDepth) {
     multiply_step<kRowCount>(rows, row_stride, panel, in, sums);
     meanwhile();
   }
   for (int row = 0; row < kRowCount; ++row) {
-    store(product + row * kPanelWidth, sums[row].low);
-    store(product + row * kPanelWidth + kLanes, sums[row].high);
+    store(product + row * product_stride, sums[row].low);
+    store(product + row * product_stride + kLanes, sums[row].high);
   }
 }
 
@@ -101,20 +102,21 @@ inline void multiply_rows(const T* rows, int64_t row_stride, const T* panel, int
 template <typename T>
 class PanelProduct {
  public:
-  // product[row][32] = rows[row][depth] @ panel, for at most kRowBlock rows. `meanwhile` is called about every 32
+  // product[row][:32] = rows[row][depth] @ panel, for at most kRowBlock rows. `meanwhile` is called about every 32
   // elements of depth, for work that fills the gaps of this. When the panel comes from memory, `ahead` is the panel
   // that is wanted after it: both are fetched ahead of their use. Else it is null.
   template <typename Meanwhile>
   void multiply(const T* rows, int64_t row_stride, int64_t row_count, const T* panel, int64_t depth, const T* ahead,
-                float* product, const Meanwhile& meanwhile) {
+                float* product, int64_t product_stride, const Meanwhile& meanwhile) {
     // The processor's own prefetching keeps up with these slower products.
     (void)ahead;
     int64_t row = 0;
     for (; row + kRowsAtOnce <= row_count; row += kRowsAtOnce)
-      multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel, depth, product + row * kPanelWidth,
-                                 meanwhile);
+      multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel, depth, product + row * product_stride,
+                                 product_stride, meanwhile);
     for (; row < row_count; ++row)
-      multiply_rows<1>(rows + row * row_stride, row_stride, panel, depth, product + row * kPanelWidth, meanwhile);
+      multiply_rows<1>(rows + row * row_stride, row_stride, panel, depth, product + row * product_stride,
+                       product_stride, meanwhile);
   }
 
  private:
@@ -134,27 +136,39 @@ class PanelProduct<BFloat16> {
   PanelProduct(const PanelProduct&) = delete;
   PanelProduct& operator=(const PanelProduct&) = delete;
   ~PanelProduct() {
-    if (configured_row_count_ != 0) release_tiles();
+    if (row_count_ != 0) release_tiles();
   }
 
   template <typename Meanwhile>
   void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, const BFloat16* panel, int64_t depth,
-                const BFloat16* ahead, float* product, const Meanwhile& meanwhile) {
-    if (row_count != configured_row_count_) {
+                const BFloat16* ahead, float* product, int64_t product_stride, const Meanwhile& meanwhile) {
+    if (row_count != row_count_ || column_count_ != 0) {
       configure_tiles(row_count);
-      configured_row_count_ = row_count;
+      row_count_ = row_count;
+      column_count_ = 0;
     }
     if (row_count <= 16) {
-      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, meanwhile);
+      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, product_stride, meanwhile);
     } else {
-      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, meanwhile);
+      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, product_stride, meanwhile);
     }
+  }
+
+  // Shapes the tiles for the functions in few_queries.h.
+  void shape_for_few_queries(int64_t query_count, int64_t column_count) {
+    if (query_count == row_count_ && column_count == column_count_) return;
+    configure_few_queries(query_count, column_count);
+    row_count_ = query_count;
+    column_count_ = column_count;
   }
 
  private:
   static constexpr int64_t kFetchAhead = kFetchAheadBytes / sizeof(BFloat16);
 
-  int64_t configured_row_count_ = 0;
+  // What the tiles are shaped for; 0 rows before they are.
+  int64_t row_count_ = 0;
+  // Of few_queries.h; 0 for products of rows with panels.
+  int64_t column_count_ = 0;
 };
 #endif
 

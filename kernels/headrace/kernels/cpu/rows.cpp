@@ -36,7 +36,7 @@ void silu_mul(const T* input, int64_t row_count, int64_t width, T* output) {
       const T* gates = input + row * 2 * width;
       for_each_vector(width, [&](int64_t offset, int64_t count) {
         const Floats gate = load_part(gates + offset, count);
-        store_part(output + row * width + offset, silu(gate) * load_part(gates + width + offset, count), count);
+        store_part(output + row * width + offset, silu<T>(gate) * load_part(gates + width + offset, count), count);
       });
     }
   });

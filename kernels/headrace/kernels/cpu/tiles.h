@@ -5,30 +5,43 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "vector.h"
 
 namespace headrace {
 
+// The rows of each tile and their bytes, as the processor reads them.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t row_counts[16] = {};
+
+  void set(std::initializer_list<int> tiles, int64_t row_count, int64_t byte_count) {
+    for (const int tile : tiles) {
+      row_counts[tile] = static_cast<uint8_t>(row_count);
+      row_bytes[tile] = static_cast<uint16_t>(byte_count);
+    }
+  }
+
+  void load() const {
+    // NOTE: GCC takes it that the instruction reads the first word only, and may leave out what fills the others.
+    __asm__ volatile("" : : "m"(*this));
+    _tile_loadconfig(this);
+  }
+};
+
 // Tiles 0 and 1 hold the sums of rows [0, 16), 2 and 3 those of rows [16, 32); 4 and 5 the rows; 6 and 7 the panel.
 inline void configure_tiles(int64_t row_count) {
-  struct alignas(64) {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t row_counts[16] = {};
-  } config;
   const int64_t first = std::min<int64_t>(row_count, 16);
   const int64_t second = std::max<int64_t>(row_count - 16, 1);
-  const int64_t row_counts[8] = {first, first, second, second, first, second, 16, 16};
-  for (int tile = 0; tile < 8; ++tile) {
-    config.row_bytes[tile] = 64;
-    config.row_counts[tile] = static_cast<uint8_t>(row_counts[tile]);
-  }
-  // NOTE: GCC takes it that the instruction reads the first word only, and may leave out what fills the others.
-  __asm__ volatile("" : : "m"(config));
-  _tile_loadconfig(&config);
+  TileShapes shapes;
+  shapes.set({0, 1, 4}, first, 64);
+  shapes.set({2, 3, 5}, second, 64);
+  shapes.set({6, 7}, 16, 64);
+  shapes.load();
 }
 
 inline void release_tiles() { _tile_release(); }
@@ -36,7 +49,8 @@ inline void release_tiles() { _tile_release(); }
 // See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32.
 template <int kTileRows, typename Meanwhile>
 inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth,
-                           const BFloat16* ahead, int64_t fetch_ahead, float* product, const Meanwhile& meanwhile) {
+                           const BFloat16* ahead, int64_t fetch_ahead, float* product, int64_t product_stride,
+                           const Meanwhile& meanwhile) {
   const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(BFloat16));
   _tile_zero(0);
   _tile_zero(1);
@@ -64,11 +78,12 @@ inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloa
     }
     meanwhile();
   }
-  _tile_stored(0, product, 128);
-  _tile_stored(1, product + 16, 128);
+  const int64_t product_bytes = product_stride * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, product, product_bytes);
+  _tile_stored(1, product + 16, product_bytes);
   if constexpr (kTileRows == 2) {
-    _tile_stored(2, product + 16 * 32, 128);
-    _tile_stored(3, product + 16 * 32 + 16, 128);
+    _tile_stored(2, product + 16 * product_stride, product_bytes);
+    _tile_stored(3, product + 16 * product_stride + 16, product_bytes);
   }
 }
 

@@ -246,6 +246,50 @@ inline Floats exponential(Floats x) {
 
 inline float exponential(float x) { return exponential(broadcast(x))[0]; }
 
-inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
+// 2**x with a relative error below 2**-18, exactly 1 for 0; for what is rounded to bfloat16 afterwards.
+// NOTE: with the conversion of base, four terms and no second part of ln 2 take half as long as `exponential`.
+inline Floats power_of_two(Floats x) {
+  const Floats clamped = minimum(broadcast(200.0f), maximum(broadcast(-200.0f), x));
+  const Floats shifter = broadcast(12582912.0f);
+  const Floats whole = (clamped + shifter) - shifter;
+  const Floats rest = clamped - whole;
+  Floats power = broadcast(9.58285e-3f);
+  power = power * rest + 5.590642e-2f;
+  power = power * rest + 2.4024099e-1f;
+  power = power * rest + 6.9312419e-1f;
+  return scale_by_power(power * rest + 1.0f, whole);
+}
+
+// How exactly numbers are computed that are stored as T: the base of the powers, and what depends on them.
+template <typename T>
+struct Precision;
+
+template <>
+struct Precision<float> {
+  // `power(x * kUnit)` is e**x.
+  static constexpr float kUnit = 1.0f;
+  static Floats power(Floats x) { return exponential(x); }
+  static Floats divide(Floats dividend, Floats divisor) { return dividend / divisor; }
+};
+
+template <>
+struct Precision<BFloat16> {
+  static constexpr float kUnit = 1.44269504f;
+  static Floats power(Floats x) { return power_of_two(x); }
+  static Floats divide(Floats dividend, Floats divisor) {
+#if defined(__AVX512F__)
+    // Right to 14 bits; a division takes as long as six of these.
+    return dividend * reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(divisor)));
+#else
+    return dividend / divisor;
+#endif
+  }
+};
+
+// x / (1 + e**-x), as exactly as T holds it.
+template <typename T>
+inline Floats silu(Floats x) {
+  return Precision<T>::divide(x, 1.0f + Precision<T>::power(x * -Precision<T>::kUnit));
+}
 
 }  // namespace headrace
