@@ -12,6 +12,7 @@ from headrace.contract.generation import ValidRequest
 from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.sampling import LogprobOptions, RowStopRules, SamplingParams, TextStopRules
 from headrace.contract.step import RowEnd, StepPlan, StepResult
+from headrace.router.policy import LONE_CHUNK_FACTOR
 from headrace.router.scheduler import Scheduler, SchedulerLimits, SequenceUpdate
 from headrace.router.sequence import Sequence, SequenceState
 
@@ -210,7 +211,10 @@ class SchedulerRig:
             assert not hit or (sequence.request.cache_salt, sequence.request.adapter, hit) in self.acknowledged
             assert not hit or not admitted.logprobs.prompt
         if self.limits.prefill_chunk_token_limit is not None:
-            assert all(chunk <= self.limits.prefill_chunk_token_limit for chunk in plan.chunk_token_counts)
+            stats = self.scheduler.stats()
+            factor = LONE_CHUNK_FACTOR if stats.running_count + stats.waiting_count == 1 else 1
+            most = factor * self.limits.prefill_chunk_token_limit
+            assert all(chunk <= most for chunk in plan.chunk_token_counts)
         rows = [row for row in self.shard.rows if row.admitted.sequence_id not in plan.released_sequence_ids]
         for number, row in enumerate(rows):
             remaining_count = len(row.token_ids) - row.computed_count

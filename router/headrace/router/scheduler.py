@@ -292,7 +292,11 @@ class Scheduler:
     def _continue_chunks(self, draft: StepDraft, lagging: list[Row]) -> None:
         """Gives rows that need more than a token a chunk, and holds those for which nothing is left or needed."""
         for row in sorted(lagging, key=lambda row: policy.urgency(row.sequence, self._limits)):
-            draft.compute(row, policy.choose_chunk(row, draft.token_budget, self._limits))
+            draft.compute(row, self._chunk_of(row, draft))
+
+    def _chunk_of(self, row: Row, draft: StepDraft) -> int:
+        is_alone = len(self._sequences) == 1
+        return policy.choose_chunk(row, draft.token_budget, self._limits, is_alone=is_alone)
 
     def _admit(self, draft: StepDraft) -> None:
         """Lets sequences join, strictly in order: nobody overtakes one that does not fit yet.
@@ -331,7 +335,7 @@ class Scheduler:
         if sequence.admission_count == 1:
             self._shares.count_prompt(row)
         draft.admit(row)
-        draft.compute(row, policy.choose_chunk(row, draft.token_budget, self._limits))
+        draft.compute(row, self._chunk_of(row, draft))
 
     def _send(self, draft: StepDraft) -> PlannedStep:
         """Fixes the plan, and remembers it until it is answered."""

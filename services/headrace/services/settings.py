@@ -222,7 +222,8 @@ class RouterOnlySettings(CommonSettings):
     waiting_token_limit: PositiveInt = 262_144
     """Most prompt tokens that the waiting requests hold together."""
     prefill_chunk_token_limit: PositiveInt = 512
-    """Most tokens of one prompt computed in one step, so that a long prompt does not hold the others up."""
+    """Most tokens of one prompt computed in one step, so that a long prompt does not hold the others up; twice as many
+    while there are no others."""
     priority_head_start_s: NonNegative = 5.0
     """How long a request of the next higher priority may overtake an older one, in seconds."""
     step_timeout_s: PositiveFloat = 60.0

@@ -48,13 +48,24 @@ def test_the_least_urgent_gives_way_and_the_youngest_among_equals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunk_limit", "budget", "expected"), [(None, 100, 30), (None, 20, 20), (8, 100, 8), (8, 5, 5), (8, 0, 0)]
+    ("chunk_limit", "budget", "expected", "alone"),
+    [
+        (None, 100, 30, 30),
+        (None, 20, 20, 20),
+        (8, 100, 8, 16),
+        (8, 12, 8, 12),
+        (8, 5, 5, 5),
+        (8, 0, 0, 0),
+        (20, 99, 20, 30),
+    ],
 )
-def test_a_chunk_keeps_to_every_limit(chunk_limit: int | None, budget: int, expected: int) -> None:
+def test_a_chunk_keeps_to_every_limit(chunk_limit: int | None, budget: int, expected: int, alone: int) -> None:
     limits = SchedulerLimits(
         block_size=4, block_count=20, step_token_limit=100, step_row_limit=8, prefill_chunk_token_limit=chunk_limit
     )
-    assert policy.choose_chunk(make_row(make_sequence(length=30)), budget, limits) == expected
+    row = make_row(make_sequence(length=30))
+    assert policy.choose_chunk(row, budget, limits, is_alone=False) == expected
+    assert policy.choose_chunk(row, budget, limits, is_alone=True) == alone
 
 
 def fit(prompt_token_count: int, new_token_count: int) -> None:

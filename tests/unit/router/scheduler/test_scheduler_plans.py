@@ -65,7 +65,7 @@ def test_a_long_prompt_takes_what_decoding_leaves() -> None:
 def test_the_more_urgent_prompt_takes_its_chunk_first(arrivals: tuple[float, float], chunks: tuple[int, int]) -> None:
     rig = make_rig(step_token_limit=7, prefill_chunk_token_limit=5)
     rig.submit(make_request(range(20)), arrivals[0])
-    assert columns(rig.step())["chunk_token_counts"] == (5,)
+    assert columns(rig.step())["chunk_token_counts"] == (7,), "alone it takes more"
     rig.submit(make_request(range(30, 50)), arrivals[1])
     assert columns(rig.step())["chunk_token_counts"] == (5, 2), "the newcomer gets what is left"
     assert columns(rig.step())["chunk_token_counts"] == chunks
@@ -76,6 +76,15 @@ def test_a_chunk_limit_lets_prompts_share_a_step() -> None:
     rig.submit(make_request(range(12)))
     rig.submit(make_request(range(12)))
     assert columns(rig.step()) == {"admitted": (1, 2), "chunk_rows": (0, 1), "chunk_token_counts": (5, 5)}
+
+
+def test_a_prompt_takes_larger_chunks_while_nobody_else_is_there() -> None:
+    rig = make_rig(prefill_chunk_token_limit=5)
+    rig.submit(make_request(range(40)))
+    assert columns(rig.step())["chunk_token_counts"] == (10,)
+    rig.submit(make_request([1, 2, 3]))
+    assert columns(rig.step())["chunk_token_counts"] == (5, 3)
+    assert columns(rig.step())["chunk_token_counts"] == (5,), "whoever decodes keeps its pace"
 
 
 def test_row_numbers_count_from_after_the_release_and_the_admission() -> None:
