@@ -49,7 +49,7 @@ class Sampler:
         """
         places = step.places[step.samples]
         likeliest = self._kernels.likeliest(logits)
-        is_broken = ~likeliest.logits.isfinite().cpu().numpy()
+        is_broken = ~np.isfinite(likeliest.logits.cpu().numpy())
         if is_broken.any():
             # The row is over; zeros only keep the others' arithmetic clean.
             logits[torch.from_numpy(is_broken)] = 0.0
@@ -70,9 +70,10 @@ class Sampler:
             errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
         for index in is_broken.nonzero()[0].tolist():
             errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
-        is_over = np.isin(np.arange(len(rows)), list(errors))
+        is_over = np.zeros(len(rows), dtype=np.bool_)
+        is_over[list(errors)] = True
         failed = np.zeros(len(step.rows), dtype=np.bool_)
-        failed[step.samples.nonzero()[0][is_over]] = True
+        failed[step.samples] = is_over
         drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
         return Draw(
             token_ids=token_ids.cpu().numpy(),
