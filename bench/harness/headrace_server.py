@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from harness.started_process import StartedProcess
 from harness.traces import Trace
 from harness.workloads import Request
 from headrace.client import AsyncClient
@@ -20,14 +21,10 @@ _STOP_TIMEOUT_S = 20.0
 _REQUEST_DEADLINE_S = 300.0
 
 
-class ServerFailed(Exception):
-    """The server ended before it was ready; the message says where its log is."""
-
-
 class HeadraceServer:
     """A router and a shard, each in a process of its own, and a client here."""
 
-    def __init__(self, process: asyncio.subprocess.Process, client: AsyncClient, address: str) -> None:
+    def __init__(self, process: StartedProcess, client: AsyncClient, address: str) -> None:
         self._process = process
         self.client = client
         self.address = address
@@ -37,30 +34,21 @@ class HeadraceServer:
         """Starts a server on a free port and waits until it serves.
 
         Raises:
-            ServerFailed: it ended first.
+            ProcessEnded: it ended first.
         """
         command = [
             sys.executable, "-m", "headrace.services", "serve", model, "--port=0", "--propagation-s=0",
             "--thread-count=2", *options,
         ]  # fmt: skip
-        with log.open("w") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-            )
-        assert process.stdout is not None
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            line = (await process.stdout.readline()).decode()
-        if not line:
-            await process.wait()
-            raise ServerFailed(f"the server ended with status {process.returncode}; its log is {log}")
-        address = line.split()[-1]
+        process = await StartedProcess.start(command, log=log, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
+        address = (await process.read_line(_START_TIMEOUT_S)).decode().split()[-1]
         client = AsyncClient(address, deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,))
         return cls(process, client, address)
 
     @property
     def process_id(self) -> int:
         """The router's own; the shard is its child."""
-        return self._process.pid
+        return self._process.process_id
 
     async def load(self) -> Load:
         """Returns what the router counted so far."""
@@ -97,11 +85,5 @@ class HeadraceServer:
     async def stop(self) -> None:
         """Ends the server and waits for it. Safe for one that ended."""
         await self.client.close()
-        if self._process.returncode is None:
-            self._process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        self._process.terminate()
+        await self._process.wait(_STOP_TIMEOUT_S)

@@ -1,6 +1,5 @@
 """A driver of a peer, from this side: started once, given one job after the other."""
 
-import asyncio
 import json
 import signal
 import sys
@@ -9,25 +8,24 @@ from pathlib import Path
 from typing import Self
 
 from harness.processes import send_signal
+from harness.started_process import ProcessEnded, StartedProcess
 from harness.traces import Trace
 from harness.workloads import Request
 
-_LINE_LIMIT_BYTES = 2**26
 _START_TIMEOUT_S = 300.0
 _JOB_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 15.0
 
 
 class PeerFailed(Exception):
-    """A driver ended, or said something else than it should; the message says where its log is."""
+    """A driver ended, or said something else than it should."""
 
 
 class PeerProcess:
     """One peer, with its model loaded."""
 
-    def __init__(self, process: asyncio.subprocess.Process, version: str, log: Path) -> None:
+    def __init__(self, process: StartedProcess, version: str) -> None:
         self._process = process
-        self._log = log
         self.version = version
 
     @classmethod
@@ -37,17 +35,7 @@ class PeerProcess:
         Raises:
             PeerFailed: it ended first.
         """
-        with log.open("w") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                limit=_LINE_LIMIT_BYTES,
-                start_new_session=True,  # Ctrl-C is for the harness, which ends its drivers in order
-            )
-        peer = cls(process, "", log)
+        peer = cls(await StartedProcess.start(command, log=log, environment=environment, is_apart=True), "")
         try:
             peer.version = str(read_ready(await peer._read(_START_TIMEOUT_S)))
         except BaseException:
@@ -59,7 +47,7 @@ class PeerProcess:
     @property
     def process_id(self) -> int:
         """The driver's own."""
-        return self._process.pid
+        return self._process.process_id
 
     def freeze(self) -> None:
         """Stops the driver and its children: some peers spin for a while after a job, at the next one's expense."""
@@ -75,34 +63,23 @@ class PeerProcess:
         Raises:
             PeerFailed: the driver ended.
         """
-        assert self._process.stdin is not None
         self.thaw()
-        self._process.stdin.write(job_line(requests))
-        await self._process.stdin.drain()
+        await self._process.write(job_line(requests))
         answer = await self._read(_JOB_TIMEOUT_S)
         self.freeze()
         return read_traces(answer, requests)
 
     async def stop(self) -> None:
         """Ends the driver, politely first. Safe for one that ended."""
-        if self._process.returncode is None:
+        if not self._process.has_ended:
             self.thaw()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        await self._process.wait(_STOP_TIMEOUT_S)
 
     async def _read(self, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
-        async with asyncio.timeout(timeout_s):
-            line = await self._process.stdout.readline()
-        if not line:
-            raise PeerFailed(f"the driver ended; its log is {self._log}")
-        return line
+        try:
+            return await self._process.read_line(timeout_s)
+        except ProcessEnded as error:
+            raise PeerFailed(f"the driver: {error}") from error
 
 
 def job_line(requests: Sequence[Request]) -> bytes:

@@ -5,7 +5,6 @@ can be slow. SMG gets a worker that paces its streams the same way. The sidecar'
 router's.
 """
 
-import asyncio
 import json
 import os
 import random
@@ -15,6 +14,7 @@ from harness.headrace_server import HeadraceServer
 from harness.peer_process import clean_environment, python_of
 from harness.processes import LoadWatch, cpu_s, tree_cpu_s
 from harness.sidecar import measure_sidecar
+from harness.started_process import ProcessEnded, StartedProcess
 from harness.systems import DRIVERS, LOGS, PEERS
 from harness.workloads import VOCABULARY_SIZE, Request
 from headrace.client.bench_profile import step_profile
@@ -26,7 +26,8 @@ TOKEN_COUNT = 400
 CPU_STEP_S = 0.01
 LATENCY_STEP_S = 0.02
 """About what a step of 32 rows takes on two cores."""
-_LINE_LIMIT_BYTES = 2**20
+_SMG_TIMEOUT_S = 300.0
+_SMG_STOP_TIMEOUT_S = 60.0
 
 
 async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
@@ -43,12 +44,12 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     server = await _start_paced(model, CPU_STEP_S)
     try:
         for round_index in range(round_count + 1):
-            watch = LoadWatch(measured=server.process_id, idle=[] if smg is None else [smg[0].pid])
+            watch = LoadWatch(measured=server.process_id, idle=[] if smg is None else [smg[0].process_id])
             ours = await _cpu_per_token(server, round_index)
             shares.append(watch.shares())
             theirs = None
             if smg is not None:
-                watch = LoadWatch(measured=smg[0].pid, idle=[server.process_id])
+                watch = LoadWatch(measured=smg[0].process_id, idle=[server.process_id])
                 theirs = await _smg_cpu_per_token(smg)
                 shares.append(watch.shares())
             http_us, http_ms = await measure_sidecar(server, round_index=round_index)
@@ -70,7 +71,7 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     finally:
         await server.stop()
         if smg is not None:
-            await _stop_smg(smg[0])
+            await smg[0].wait(_SMG_STOP_TIMEOUT_S)
     shares += await _measure_latency(model, result["latency"], round_count)
     result["idle_share"] = max(idle for idle, _ in shares)
     result["foreign_share"] = max(foreign for _, foreign in shares)
@@ -127,7 +128,7 @@ async def _added_s(server: HeadraceServer, round_index: int) -> list[float]:
     return sorted(gap_s - step_s for trace in traces for gap_s in trace.gaps_s)
 
 
-Smg = tuple[asyncio.subprocess.Process, dict[str, Any]]
+Smg = tuple[StartedProcess, dict[str, Any]]
 """The driver, and what it said when it was ready."""
 
 
@@ -136,33 +137,22 @@ async def _start_smg() -> Smg | None:
     if not python.with_name("smg").exists():
         print("SMG is not installed: make bench-peers", flush=True)
         return None
-    with (LOGS / "smg.log").open("w") as errors:
-        process = await asyncio.create_subprocess_exec(
-            str(python), str(DRIVERS / "smg_driver.py"), str(PEERS / "model"),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-            env=clean_environment(dict(os.environ), python.parent), limit=_LINE_LIMIT_BYTES,
-        )  # fmt: skip
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        print(f"SMG did not start; its log is {LOGS / 'smg.log'}", flush=True)
+    process = await StartedProcess.start(
+        [str(python), str(DRIVERS / "smg_driver.py"), str(PEERS / "model")],
+        log=LOGS / "smg.log",
+        environment=clean_environment(dict(os.environ), python.parent),
+    )
+    try:
+        return process, json.loads(await process.read_line(_SMG_TIMEOUT_S))["ready"]
+    except ProcessEnded as error:
+        print(f"SMG did not start: {error}", flush=True)
         return None
-    return process, json.loads(line)["ready"]
 
 
 async def _smg_cpu_per_token(smg: Smg) -> float:
     process, ready = smg
-    assert process.stdin is not None
-    assert process.stdout is not None
     job = {"stream_count": CPU_STREAM_COUNT, "token_count": TOKEN_COUNT, "step_time_s": CPU_STEP_S}
     before_s = tree_cpu_s(ready["process_id"])
-    process.stdin.write(json.dumps(job).encode() + b"\n")
-    await process.stdin.drain()
-    answer = json.loads(await process.stdout.readline())
+    await process.write(json.dumps(job).encode() + b"\n")
+    answer = json.loads(await process.read_line(_SMG_TIMEOUT_S))
     return 1e6 * (tree_cpu_s(ready["process_id"]) - before_s) / float(answer["token_count"])
-
-
-async def _stop_smg(process: asyncio.subprocess.Process) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    await process.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import re
 import statistics
@@ -11,8 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.headrace_server import HeadraceServer, ServerFailed
+from harness.headrace_server import HeadraceServer
 from harness.processes import cpu_s
+from harness.started_process import StartedProcess
 from harness.systems import LOGS
 from harness.workloads import VOCABULARY_SIZE
 
@@ -20,6 +22,8 @@ STREAM_COUNT = 64
 TOKEN_COUNT = 300
 FIRST_TOKEN_COUNT = 40
 _ADDRESS = re.compile(r"listens on (\S+):(\d+)")
+_START_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 15.0
 _LAST_CHUNK = b"0\r\n\r\n"
 _BODY_LIMIT_BYTES = 2**20
 
@@ -44,20 +48,16 @@ async def measure_sidecar(server: HeadraceServer, *, round_index: int) -> tuple[
 async def _started(server: HeadraceServer) -> AsyncIterator[tuple[int, str, int]]:
     """Runs a sidecar in front of a server; yields its process id and where it listens."""
     command = ["rest", f"--router={server.address}", "--listen=127.0.0.1:0", "--propagation-s=0", "--log-level=warning"]
-    with (LOGS / "rest.log").open("w") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "headrace.services", *command, stdout=asyncio.subprocess.PIPE, stderr=errors
-        )
-    assert process.stdout is not None
+    process = await StartedProcess.start(
+        [sys.executable, "-m", "headrace.services", *command], log=LOGS / "rest.log", environment=os.environ
+    )
     try:
-        found = _ADDRESS.search((await process.stdout.readline()).decode())
-        if found is None:
-            raise ServerFailed(f"the sidecar did not start; its log is {LOGS / 'rest.log'}")
-        yield process.pid, found[1], int(found[2])
+        found = _ADDRESS.search((await process.read_line(_START_TIMEOUT_S)).decode())
+        assert found is not None, "it says where it listens"
+        yield process.process_id, found[1], int(found[2])
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        process.terminate()
+        await process.wait(_STOP_TIMEOUT_S)
 
 
 async def _streams(host: str, port: int, count: int, name: str) -> None:
@@ -75,7 +75,7 @@ async def _read_all(host: str, port: int, body: dict[str, Any]) -> None:
     while not last.endswith(_LAST_CHUNK):
         piece = await reader.read(2**16)
         if not piece:
-            raise ServerFailed("the sidecar closed the connection")
+            raise ConnectionError("the sidecar closed the connection")
         last = last[-len(_LAST_CHUNK) :] + piece
     writer.close()
 

@@ -98,7 +98,7 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
     """Starts headrace and every installed peer with these weights, one after the other; ends all of them.
 
     Raises:
-        ServerFailed: headrace did not start. A peer that does not start is told of and left out.
+        ProcessEnded: headrace did not start. A peer that does not start is told of and left out.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
