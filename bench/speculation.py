@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import json
 import secrets
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from pathlib import Path
 
 from harness.headrace_server import HeadraceServer
 from harness.spread import Spread, paired_ratios
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from headrace.client.aio import AsyncClient
 from headrace.client.chat import Message
@@ -121,6 +125,21 @@ async def measure(client: AsyncClient, arguments: argparse.Namespace) -> None:
             )
 
 
+def write_first_layers(model: Path, layer_count: int, target: Path) -> None:
+    """Makes a draft model of a model's own first layers, its last norm and its head, in a folder."""
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    config = json.loads((model / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layer_count}))
+    kept = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                head, found, rest = name.partition("model.layers.")
+                if not found or head or int(rest.partition(".")[0]) < layer_count:
+                    kept[name] = tensors.get_tensor(name)
+    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+
+
 async def main() -> None:
     """Runs a server for the time of the measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,13 +148,18 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--draft-layers", type=int, default=0, help="guess with so many first layers of a model folder")
     parser.add_argument("--option", action="append", default=[], help="a further flag of headrace serve")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        speculation = ["--speculation=ngram"]
+        if arguments.draft_layers:
+            draft = Path(folder) / "draft"
+            write_first_layers(Path(arguments.model), arguments.draft_layers, draft)
+            speculation = ["--speculation=draft", f"--draft-model={draft}"]
         server = await HeadraceServer.start(
-            arguments.model, f"--dtype={arguments.dtype}", "--speculation=ngram", *arguments.option,
-            log=Path(folder) / "log",
-        )  # fmt: skip
+            arguments.model, f"--dtype={arguments.dtype}", *speculation, *arguments.option, log=Path(folder) / "log"
+        )
         try:
             await measure(server.client, arguments)
         finally:
