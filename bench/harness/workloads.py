@@ -201,6 +201,6 @@ GROUPS: dict[str, tuple[Workload, ...]] = {
     "streams": (streams(1), streams(8), streams(32)),
     "int8": (streams(1, weights="int8"),),
     "prefill": (prefill(32, 128), prefill(1, 2000)),
-    "mixed": (offline(64), open_loop(24, 4.0), shared_prefix(9), long_beside_short(8)),
+    "mixed": (offline(24), open_loop(24, 4.0), shared_prefix(9), long_beside_short(8)),
 }
 """By the name that `--only` takes."""
