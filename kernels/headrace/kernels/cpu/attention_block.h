@@ -189,11 +189,11 @@ class AttentionBlock {
       }
     }
     for (int64_t key = 0; key < key_count; key += kPanelWidth)
-      product.multiply(rows, padded_size_, row_count, key_panels_.data() + key * padded_size_, padded_size_, nullptr,
+      product.multiply(rows, padded_size_, row_count, {key_panels_.data() + key * padded_size_}, padded_size_, nullptr,
                        scores_.data() + key * kRowBlock, kPanelWidth, [] {});
     weigh(row_count, visible_counts, key_count, scale, part);
     for (int64_t element = 0; element < padded_size_; element += kPanelWidth)
-      product.multiply(weights_.data(), kKeySpan, row_count, value_panels_.data() + element * kKeySpan, key_count,
+      product.multiply(weights_.data(), kKeySpan, row_count, {value_panels_.data() + element * kKeySpan}, key_count,
                        nullptr, part.values + element, padded_size_, [] {});
   }
 

@@ -134,19 +134,20 @@ inline void fetch_lines(const void* begin, int64_t byte_count) {
 template <typename T, typename W>
 class WidenedPanel {
  public:
-  // Takes on a panel of so many steps; `ahead` is the panel that is wanted after it. Returns where the product finds
-  // it.
-  const T* begin(const W* panel, const W* ahead, int64_t step_count) {
+  // Takes on a panel of so many steps; `ahead` is the panel that is wanted after it, and `is_read_once` whether one
+  // product reads it. Returns where the product finds it.
+  PanelView<T> begin(const W* panel, const W* ahead, int64_t step_count, bool is_read_once) {
     if constexpr (std::is_same_v<T, W>) {
-      return panel;
+      return {panel};
     } else {
       panel_ = panel;
       ahead_ = ahead;
       step_count_ = step_count;
       next_step_ = 0;
-      widened_ = room(step_count * kPanelDepth * kPanelWidth);
+      step_mask_ = PanelProduct<T>::kReadsPanelOnce && is_read_once ? kKeptSteps - 1 : -1;
+      widened_ = room(std::max(step_count, kKeptSteps) * kPanelDepth * kPanelWidth);
       for (int64_t step = 0; step < kLead; ++step) advance();
-      return widened_;
+      return {widened_, step_mask_ * kPanelDepth + kPanelDepth - 1};
     }
   }
 
@@ -162,7 +163,7 @@ class WidenedPanel {
       } else if (wanted - step_count_ < step_count_) {
         fetch_lines(ahead_ + (wanted - step_count_) * kStepSize<W>, kStepBytes);
       }
-      widen_step(panel_ + next_step_ * kStepSize<W>, widened_ + next_step_ * kPanelDepth * kPanelWidth);
+      widen_step(panel_ + next_step_ * kStepSize<W>, widened_ + (next_step_ & step_mask_) * kPanelDepth * kPanelWidth);
       ++next_step_;
     }
   }
@@ -170,6 +171,10 @@ class WidenedPanel {
  private:
   // Steps between widening and use, so that what was stored has left the store buffer.
   static constexpr int64_t kLead = 2;
+
+  // NOTE: a panel that is read once is kept for so many steps only. As a whole it would push the input and what was
+  // fetched out of the first-level cache.
+  static constexpr int64_t kKeptSteps = 8;
 
   static T* room(int64_t element_count) {
     static thread_local std::optional<Buffer<T>> buffer;
@@ -186,6 +191,7 @@ class WidenedPanel {
   T* widened_ = nullptr;
   int64_t step_count_ = 0;
   int64_t next_step_ = 0;
+  int64_t step_mask_ = -1;
 };
 
 // NOTE: a gated panel has room for 16 gates, so a panel more than the plain width needs may be begun.
@@ -236,10 +242,11 @@ class LinearTasks {
       for (int64_t panel = first_panel(task); panel < panel_end; ++panel) {
         const int64_t next_panel = panel + 1 < panel_end ? panel + 1 : first_panel(std::min(next_task, count_ - 1));
         const W* ahead = panel_weights(next_panel);
-        const T* whole_panel = widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth);
+        const PanelView<T> view =
+            widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth, pass_end - pass_begin <= kRowBlock);
         for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
           float* sums = outputs[current].begin(panel, row, std::min(kRowBlock, pass_end - row));
-          multiply(row, std::min(kRowBlock, pass_end - row), whole_panel, row == pass_begin ? ahead : nullptr, product,
+          multiply(row, std::min(kRowBlock, pass_end - row), view, row == pass_begin ? ahead : nullptr, product,
                    widened, sums, outputs[1 - current]);
           current = 1 - current;
         }
@@ -251,7 +258,7 @@ class LinearTasks {
 
  private:
   // Multiplies rows by a panel, and meanwhile widens it and stores what the product before has given.
-  void multiply(int64_t row, int64_t row_count, const T* panel, const W* ahead, PanelProduct<T>& product,
+  void multiply(int64_t row, int64_t row_count, PanelView<T> panel, const W* ahead, PanelProduct<T>& product,
                 WidenedPanel<T, W>& widened, float* sums, PanelOutput<T, W>& previous) const {
     // Rows to store in each of the depth / 32 gaps of a product.
     const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;

@@ -98,24 +98,35 @@ inline void multiply_rows(const T* rows, int64_t row_stride, const T* panel, int
   }
 }
 
+// A panel as a product reads it. One that is made while it is read need not be kept as a whole: the step for depth `in`
+// lies where that of `in & depth_mask` would.
+template <typename T>
+struct PanelView {
+  const T* steps;
+  int64_t depth_mask = -1;
+};
+
 // Multiplies by panels on one thread. The tiles of AMX, where there are some, are this object's while it lives.
 template <typename T>
 class PanelProduct {
  public:
+  // Whether a product goes through a panel once, whatever the number of rows. Only then may it be kept in part.
+  static constexpr bool kReadsPanelOnce = false;
+
   // product[row][:32] = rows[row][depth] @ panel, for at most kRowBlock rows. `meanwhile` is called about every 32
   // elements of depth, for work that fills the gaps of this. When the panel comes from memory, `ahead` is the panel
   // that is wanted after it: both are fetched ahead of their use. Else it is null.
   template <typename Meanwhile>
-  void multiply(const T* rows, int64_t row_stride, int64_t row_count, const T* panel, int64_t depth, const T* ahead,
+  void multiply(const T* rows, int64_t row_stride, int64_t row_count, PanelView<T> panel, int64_t depth, const T* ahead,
                 float* product, int64_t product_stride, const Meanwhile& meanwhile) {
     // The processor's own prefetching keeps up with these slower products.
     (void)ahead;
     int64_t row = 0;
     for (; row + kRowsAtOnce <= row_count; row += kRowsAtOnce)
-      multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel, depth, product + row * product_stride,
-                                 product_stride, meanwhile);
+      multiply_rows<kRowsAtOnce>(rows + row * row_stride, row_stride, panel.steps, depth,
+                                 product + row * product_stride, product_stride, meanwhile);
     for (; row < row_count; ++row)
-      multiply_rows<1>(rows + row * row_stride, row_stride, panel, depth, product + row * product_stride,
+      multiply_rows<1>(rows + row * row_stride, row_stride, panel.steps, depth, product + row * product_stride,
                        product_stride, meanwhile);
   }
 
@@ -132,6 +143,8 @@ class PanelProduct {
 template <>
 class PanelProduct<BFloat16> {
  public:
+  static constexpr bool kReadsPanelOnce = true;
+
   PanelProduct() = default;
   PanelProduct(const PanelProduct&) = delete;
   PanelProduct& operator=(const PanelProduct&) = delete;
@@ -140,7 +153,7 @@ class PanelProduct<BFloat16> {
   }
 
   template <typename Meanwhile>
-  void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, const BFloat16* panel, int64_t depth,
+  void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, PanelView<BFloat16> panel, int64_t depth,
                 const BFloat16* ahead, float* product, int64_t product_stride, const Meanwhile& meanwhile) {
     if (row_count != row_count_ || column_count_ != 0) {
       configure_tiles(row_count);
@@ -148,9 +161,11 @@ class PanelProduct<BFloat16> {
       column_count_ = 0;
     }
     if (row_count <= 16) {
-      multiply_tiles<1>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, product_stride, meanwhile);
+      multiply_tiles<1>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
+                        product_stride, meanwhile);
     } else {
-      multiply_tiles<2>(rows, row_stride, panel, depth, ahead, kFetchAhead, product, product_stride, meanwhile);
+      multiply_tiles<2>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
+                        product_stride, meanwhile);
     }
   }
 

@@ -46,11 +46,12 @@ inline void configure_tiles(int64_t row_count) {
 
 inline void release_tiles() { _tile_release(); }
 
-// See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32.
+// See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32. The panel's step for depth `in` lies
+// where that of `in & depth_mask` would.
 template <int kTileRows, typename Meanwhile>
-inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth,
-                           const BFloat16* ahead, int64_t fetch_ahead, float* product, int64_t product_stride,
-                           const Meanwhile& meanwhile) {
+inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth_mask,
+                           int64_t depth, const BFloat16* ahead, int64_t fetch_ahead, float* product,
+                           int64_t product_stride, const Meanwhile& meanwhile) {
   const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(BFloat16));
   _tile_zero(0);
   _tile_zero(1);
@@ -59,7 +60,7 @@ inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloa
     _tile_zero(3);
   }
   for (int64_t in = 0; in < depth; in += 32) {
-    const BFloat16* tiles = panel + in * 32;
+    const BFloat16* tiles = panel + (in & depth_mask) * 32;
     if (ahead != nullptr) {
       const int64_t place = in * 32 + fetch_ahead;
       const BFloat16* lines = place < depth * 32 ? panel + place : ahead + place - depth * 32;
