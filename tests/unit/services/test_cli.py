@@ -1,6 +1,5 @@
 """The command finds its subcommands and explains what is missing."""
 
-import os
 import subprocess
 import sys
 
@@ -51,34 +50,3 @@ def test_chat_needs_the_base_install_alone() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("given", "in_force"), [(None, cli.GRPC_SWITCHES), ("-event_engine_client", "-event_engine_client")]
-)
-def test_a_server_sets_switches_that_this_grpc_knows(given: str | None, in_force: str) -> None:
-    """A release of gRPC without them would say so on standard error."""
-    script = (
-        "import os\n"
-        "from headrace.services import cli\n"
-        "cli.COMMANDS['shard'] = cli.Command('builtins:len', '', '')\n"
-        "cli.main(['shard'])\n"
-        "import grpc\n"
-        "grpc.insecure_channel('127.0.0.1:1').close()\n"
-        "print(os.environ['GRPC_EXPERIMENTS'])\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
-    if given is not None:
-        environment["GRPC_EXPERIMENTS"] = given
-    command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert ended.stdout == f"{in_force}\n"
-    assert ended.stderr == ""
-
-
-def test_a_client_keeps_the_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
-    with pytest.raises(SystemExit):
-        cli.main(["bench", "--help"])
-    assert capsys.readouterr().out.startswith("usage")
-    assert "GRPC_EXPERIMENTS" not in os.environ
