@@ -32,7 +32,9 @@ class Team {
     const int32_t generation = generation_.load(std::memory_order_acquire);
     if (arrived_count_.fetch_add(1, std::memory_order_acq_rel) + 1 == thread_count_) {
       arrived_count_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
+      // NOTE: a notification is left out where nobody is counted as asleep. Were the count read before this store is
+      // seen, a thread that falls asleep in between would never be woken; so the order is that of the program.
+      generation_.store(generation + 1, std::memory_order_seq_cst);
       generation_.notify_all();
       return;
     }
