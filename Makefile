@@ -122,7 +122,7 @@ lint: $(VENV)/.ready ## Checks style, formatting and who may import whom
 types: $(VENV)/.ready ## Checks types, strictly
 	@$(BIN)/mypy
 	@$(BIN)/mypy scripts proto/generate.py
-	@MYPYPATH=bench $(BIN)/mypy bench/run.py bench/harness
+	@MYPYPATH=bench $(BIN)/mypy bench/*.py bench/harness
 
 .PHONY: proto
 proto: $(VENV)/.ready ## Regenerates proto/python from the .proto files

@@ -2,19 +2,16 @@
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from harness.decoding_batch import BLOCK_SIZE, Row, decoding_step_s
 from harness.spread import Spread, paired_ratios
 from safetensors.torch import save_file
 
 from headrace.contract.adapter import AdapterOrder
-from headrace.contract.sampling import RowStopRules, SamplingParams
-from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.services.model_source import resolve_model
 from headrace.shard.engine import Engine
 from headrace.shard.registry import create_engine
@@ -31,7 +28,6 @@ WIDTHS = {
     "mlp.down_proj": (1536, 576),
 }
 """Input and output width of the linear layers of the example model."""
-BLOCK_SIZE = 16
 PROMPT_COUNT = 32
 WARMUP_COUNT = 4
 
@@ -68,29 +64,13 @@ class Bench:
         if loads:
             orders = [AdapterOrder(source=str(folder)) for folder in self._folders]
             digests = [self._engine.prepare_adapter(order)().digest for order in orders]
-        token_limit = PROMPT_COUNT + WARMUP_COUNT + self._step_count + 2
-        block_count = -(-token_limit // BLOCK_SIZE)
-        admitted = tuple(
-            AdmittedSequence(
-                sequence_id=row,
-                token_ids=tuple(100 + (row * 7919 + index * 31) % 40_000 for index in range(PROMPT_COUNT)),
-                prompt_token_count=PROMPT_COUNT,
-                computed_token_count=0,
-                block_ids=tuple(range(row * block_count, (row + 1) * block_count)),
-                sampling=SamplingParams(temperature=0.0),
-                stopping=RowStopRules(token_limit=token_limit, end_of_sequence_token_ids=()),
-                adapter="" if adapter < 0 else digests[adapter],
-            )
-            for row, adapter in enumerate(rows)
+        return decoding_step_s(
+            self._engine,
+            [Row(adapter="" if adapter < 0 else digests[adapter]) for adapter in rows],
+            prompt_token_count=PROMPT_COUNT,
+            warmup_count=WARMUP_COUNT,
+            step_count=self._step_count,
         )
-        chunks = {"chunk_rows": tuple(range(len(rows))), "chunk_token_counts": (PROMPT_COUNT,) * len(rows)}
-        self._engine.execute(StepPlan(step_id=1, admitted=admitted, **chunks))
-        durations_s = []
-        for step_id in range(2, WARMUP_COUNT + self._step_count + 2):
-            began_s = time.perf_counter()
-            self._engine.execute(StepPlan(step_id=step_id))
-            durations_s.append(time.perf_counter() - began_s)
-        return statistics.median(durations_s[WARMUP_COUNT:])
 
 
 def cases(row_count: int) -> dict[str, list[int]]:

@@ -3,13 +3,11 @@
 import argparse
 import asyncio
 import secrets
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from harness.headrace_server import HeadraceServer
+from harness.one_server import create_parser, measure_on_server
 from harness.spread import Spread, paired_ratios
 
 from headrace.client.aio import AsyncClient
@@ -107,25 +105,11 @@ async def measure(client: AsyncClient, arguments: argparse.Namespace) -> None:
         )
 
 
-async def main() -> None:
-    """Runs a server for the time of the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+def main() -> None:
+    parser = create_parser(__doc__, token_count=48)
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--option", action="append", default=[], help="a further flag of headrace serve")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = await HeadraceServer.start(
-            arguments.model, f"--dtype={arguments.dtype}", *arguments.option, log=Path(folder) / "log"
-        )
-        try:
-            await measure(server.client, arguments)
-        finally:
-            await server.stop()
+    asyncio.run(measure_on_server(measure, parser.parse_args()))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -19,9 +19,9 @@ from itertools import count, repeat
 from pathlib import Path
 
 import torch
+from harness.decoding_batch import BLOCK_SIZE, Row, first_step
 
-from headrace.contract.sampling import RowStopRules, SamplingParams
-from headrace.contract.step import AdmittedSequence, StepPlan
+from headrace.contract.step import StepPlan
 from headrace.kernels.dispatch import Kernels, select
 from headrace.kernels.quantization import WeightFormat
 from headrace.shard.engines.native import NativeEngine, load_native_engine
@@ -29,7 +29,6 @@ from headrace.shard.engines.native_options import NativeOptions
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY, LAYERS = 576, 1536, 9, 3, 64, 49152, 30
 LINEAR_SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
-BLOCK_SIZE = 16
 DTYPE = torch.bfloat16
 ROUND_COUNT = 7
 
@@ -191,26 +190,11 @@ def own_products(row_count: int, weight_format: WeightFormat) -> Callable[[], ob
 
 
 def admit(row_count: int, prompt_token_count: int) -> StepPlan:
-    blocks_per_row = -(-5000 // BLOCK_SIZE) // row_count + prompt_token_count // BLOCK_SIZE + 1
-    generator = torch.Generator().manual_seed(row_count)
-    prompts = torch.randint(0, VOCABULARY, (row_count, prompt_token_count), generator=generator).tolist()
-    admitted = tuple(
-        AdmittedSequence(
-            sequence_id=row + 1,
-            token_ids=tuple(prompt),
-            prompt_token_count=prompt_token_count,
-            computed_token_count=0,
-            block_ids=tuple(range(row * blocks_per_row, (row + 1) * blocks_per_row)),
-            sampling=SamplingParams(temperature=0.0),
-            stopping=RowStopRules(token_limit=8000),
-        )
-        for row, prompt in enumerate(prompts)
-    )
-    return StepPlan(
-        step_id=1,
-        admitted=admitted,
-        chunk_rows=tuple(range(row_count)),
-        chunk_token_counts=(prompt_token_count,) * row_count,
+    """Returns a first step that leaves room for some hundred tokens after the prompts."""
+    return first_step(
+        [Row()] * row_count,
+        prompt_token_count=prompt_token_count,
+        token_limit=prompt_token_count + BLOCK_SIZE + 5000 // row_count,
     )
 
 

@@ -125,7 +125,7 @@ class Shapes:
         sizes = self._sizes
         counts = [-(-context // sizes.block_size) for _, context in rows]
         order = torch.randperm(sum(counts), dtype=torch.int32, device=self._device)
-        tables = torch.nn.utils.rnn.pad_sequence(list(order.split(counts)), batch_first=True)
+        tables = torch.nn.utils.rnn.pad_sequence(list(torch.split(order, counts)), batch_first=True)
         cache_shape = (sum(counts), sizes.kv_head_count, sizes.block_size, sizes.head_dim)
         key_cache, value_cache = self._randn(*cache_shape), self._randn(*cache_shape)
         lengths = torch.tensor([0] + [length for length, _ in rows], device=self._device)

@@ -1,25 +1,22 @@
 """Measures what each sampling option costs in a step of the example model, next to a batch with plain sampling."""
 
 import argparse
-import statistics
-import time
 from dataclasses import replace
+
+from harness.decoding_batch import BLOCK_SIZE, Row, decoding_step_s
 
 from headrace.contract.sampling import (
     LengthPenalty,
     LogprobOptions,
-    RowStopRules,
     SamplingParams,
     Watermark,
 )
-from headrace.contract.step import AdmittedSequence, StepPlan
 from headrace.router.banned_words import BannedWords
 from headrace.router.model_card import load_tokenizer
 from headrace.services.model_source import resolve_model
 from headrace.shard.engine import Engine
 from headrace.shard.registry import create_engine
 
-BLOCK_SIZE = 16
 PROMPT_COUNT = 64
 WARMUP_COUNT = 8
 PLAIN = SamplingParams(temperature=1.0, top_p=0.95)
@@ -63,35 +60,13 @@ class Bench:
     def run(self, sampling: SamplingParams, logprobs: LogprobOptions) -> float:
         """Returns the median of the steps' durations in seconds."""
         self._engine.reset()
-        token_limit = PROMPT_COUNT + WARMUP_COUNT + self._step_count + 2
-        block_count = -(-token_limit // BLOCK_SIZE)
-        rows = range(self._row_count)
-        self._engine.execute(
-            StepPlan(
-                step_id=1,
-                admitted=tuple(
-                    AdmittedSequence(
-                        sequence_id=row,
-                        token_ids=tuple(100 + (row * 7919 + index * 31) % 40_000 for index in range(PROMPT_COUNT)),
-                        prompt_token_count=PROMPT_COUNT,
-                        computed_token_count=0,
-                        block_ids=tuple(range(row * block_count, (row + 1) * block_count)),
-                        sampling=replace(sampling, seed=row),
-                        stopping=RowStopRules(token_limit=token_limit, end_of_sequence_token_ids=()),
-                        logprobs=logprobs,
-                    )
-                    for row in rows
-                ),
-                chunk_rows=tuple(rows),
-                chunk_token_counts=(PROMPT_COUNT,) * self._row_count,
-            )
+        return decoding_step_s(
+            self._engine,
+            [Row(sampling=replace(sampling, seed=index), logprobs=logprobs) for index in range(self._row_count)],
+            prompt_token_count=PROMPT_COUNT,
+            warmup_count=WARMUP_COUNT,
+            step_count=self._step_count,
         )
-        durations_s = []
-        for step_id in range(2, WARMUP_COUNT + self._step_count + 2):
-            began_s = time.perf_counter()
-            self._engine.execute(StepPlan(step_id=step_id))
-            durations_s.append(time.perf_counter() - began_s)
-        return statistics.median(durations_s[WARMUP_COUNT:])
 
 
 def main() -> None:

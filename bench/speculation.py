@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.headrace_server import HeadraceServer
+from harness.one_server import create_parser, measure_on_server
 from harness.spread import Spread, paired_ratios
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -140,16 +140,10 @@ def write_first_layers(model: Path, layer_count: int, target: Path) -> None:
     save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
 
 
-async def main() -> None:
-    """Runs a server for the time of the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+def main() -> None:
+    parser = create_parser(__doc__, token_count=160)
     parser.add_argument("--streams", default="1,8")
-    parser.add_argument("--tokens", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--draft-layers", type=int, default=0, help="guess with so many first layers of a model folder")
-    parser.add_argument("--option", action="append", default=[], help="a further flag of headrace serve")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         speculation = ["--speculation=ngram"]
@@ -157,14 +151,8 @@ async def main() -> None:
             draft = Path(folder) / "draft"
             write_first_layers(Path(arguments.model), arguments.draft_layers, draft)
             speculation = ["--speculation=draft", f"--draft-model={draft}"]
-        server = await HeadraceServer.start(
-            arguments.model, f"--dtype={arguments.dtype}", *speculation, *arguments.option, log=Path(folder) / "log"
-        )
-        try:
-            await measure(server.client, arguments)
-        finally:
-            await server.stop()
+        asyncio.run(measure_on_server(measure, arguments, *speculation))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
