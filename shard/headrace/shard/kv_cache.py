@@ -105,8 +105,8 @@ def allocate(
 ) -> tuple[LayerCache, ...]:
     """Returns the cache of every layer, holding anything at all.
 
-    It is not cleared, because memory that no sequence has used yet then costs
-    neither time nor space, and because attention does not see what nobody wrote.
+    It is not cleared: attention does not see what nobody wrote, and memory that
+    is far from being used costs neither time nor space then (see `kv_pages`).
     """
     shape = (budget.block_count, config.kv_head_count, budget.block_size, config.head_dim)
     return tuple(
@@ -121,13 +121,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     torch.zeros touches every page; a mapping of the system's own has pages that
     are zero already, so a cache of gigabytes is there at once and costs what is
     used. The pages are huge ones where there are: attention reads keys and values
-    all over the cache, and looked up a page of 4 KiB for each few of them.
+    all over the cache, and looked up a page of 4 KiB for each few of them. A cache
+    below one huge page is that of a warm-up, and would wait for it to be cleared.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size_bytes = math.prod(shape) * dtype.itemsize
     mapping = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= _HUGE_PAGE_BYTES:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(mapping, dtype=torch.uint8)
     start = -memory.data_ptr() % _HUGE_PAGE_BYTES

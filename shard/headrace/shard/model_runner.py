@@ -9,14 +9,19 @@ from headrace.kernels.low_rank import TokenAdapters
 from headrace.shard.adapter_stacks import StepAdapters
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
 from headrace.shard.input_batch import FlatTokens
+from headrace.shard.kv_pages import KvPages
 from headrace.shard.models.registry import Model
 
 
 class ModelRunner:
     """Runs a model over flat batches of tokens, without padding and without a distinction of prefill and decode."""
 
-    def __init__(self, model: Model, *, kernels: Kernels, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, *, kernels: Kernels, block_size: int, device: torch.device, pages: KvPages | None = None
+    ) -> None:
+        """Takes what keeps the model's KV cache laid out ahead, if anything does."""
         self._model = model
+        self._pages = pages
         self._kernels = kernels
         self._block_size = block_size
         self._device = device
@@ -38,6 +43,8 @@ class ModelRunner:
             hidden_indices: Tokens whose hidden states are wanted; None for none.
             adapters: Those of its rows; None if no row has one.
         """
+        if self._pages is not None:
+            self._pages.reach(int(flat.slot_ids.max()) // self._block_size)
         attention = self._kernels.prepare_attention(
             self._tensor(block_tables),
             self._tensor(flat.query_starts.astype(np.int32)),

@@ -15,6 +15,7 @@ from headrace.shard import kv_cache
 from headrace.shard.capabilities import NATIVE_FIELDS
 from headrace.shard.engines.native_options import NativeOptions, Speculation
 from headrace.shard.kv_cache import KvBudget
+from headrace.shard.kv_pages import KvPages
 from headrace.shard.lora_weights import LoraReader
 from headrace.shard.memory import available_bytes
 from headrace.shard.model_dtype import check_dtype, choose_dtype
@@ -131,6 +132,7 @@ class NativeLoader:
             kernels=self.kernels,
             block_size=budget.block_size,
             device=self._device,
+            pages=None if self._device.type != "cpu" else KvPages.of(caches, budget),
         )
 
     def adapter_reader(self) -> LoraReader:
