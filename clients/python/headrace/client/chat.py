@@ -205,6 +205,8 @@ def _read_tool_call(call: object, path: str) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
     fields = _Fields(call, path)
+    # Whoever puts a streamed call together keeps the place that it had; a list says it anyway.
+    fields.take("index")
     identifier = fields.text("id", required=True)
     function = _read_function(fields)
     typed = ToolCall(
@@ -223,6 +225,12 @@ def _read_function(fields: "_Fields") -> "_Fields":
     function = _Fields(fields.take("function"), f"{fields.path}.function")
     fields.refuse_others()
     return function
+
+
+_EMPTY_IN_DUMPS = frozenset(
+    {"annotations", "audio", "function_call", "images", "refusal", "strict", "provider_specific_fields"}
+)
+"""Keys of OpenAI's types, and of servers of its protocol, that say nothing while they are empty."""
 
 
 class _Fields:
@@ -263,5 +271,5 @@ class _Fields:
 
     def refuse_others(self) -> None:
         for key, value in self._rest.items():
-            if value not in ([], {}, "", False):
+            if key not in _EMPTY_IN_DUMPS or value not in ([], {}, "", False):
                 raise InvalidRequest.of(f"{self.path}.{key}", "has no place in headrace.v1")

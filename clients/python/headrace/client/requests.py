@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import Literal
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
@@ -66,6 +67,17 @@ _EMBED_FIELDS = (
     "priority",
     "cache_salt",
 )
+
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+"""What integers a field of a type holds."""
+
+_ARGUMENT_DEPTH_LIMIT = 24
+"""protobuf reads messages that nest 100 deep, and a list or mapping within another takes up to four of them."""
 
 _POOLINGS = {Pooling.MEAN: embedding_pb.POOLING_MEAN, Pooling.LAST: embedding_pb.POOLING_LAST}
 
@@ -228,8 +240,18 @@ def _fill(message: ProtoMessage, path: str, values: Mapping[str, object]) -> Non
             continue
         try:
             _set(message, name, value)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest.of(f"{path}{name}", f"{error} (got {value!r})") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest.of(
+                f"{path}{name}", _explain(message.DESCRIPTOR.fields_by_name[name].cpp_type, error)
+            ) from error
+
+
+def _explain(kind: int, error: Exception) -> str:
+    """Returns why a value does not fit a field: for a number its range, since protobuf names the number alone."""
+    if "out of range" in str(error) and kind in _RANGES:
+        least, most = _RANGES[kind]
+        return f"must be in [{least}, {most}]"
+    return str(error)
 
 
 def _set(message: ProtoMessage, name: str, value: object) -> None:
@@ -261,10 +283,24 @@ def _chat_prompt(messages: Sequence[MessageLike], options: TemplateOptions) -> c
     if choice is not None:
         prompt.tool_choice.CopyFrom(_tool_choice(choice))
     arguments = options.get("template_arguments")
+    _check_depth(arguments, _ARGUMENT_DEPTH_LIMIT)
     names = ("continue_final_message", "template", "parallel_tool_calls", "raw_output")
     plain = {name: options.get(name) for name in names}
     _fill(prompt, "chat.", {"template_arguments": arguments, **plain})
     return prompt
+
+
+def _check_depth(value: object, levels: int) -> None:
+    if isinstance(value, Mapping):
+        entries: Iterable[object] = value.values()
+    elif isinstance(value, list | tuple):
+        entries = value
+    else:
+        return
+    if levels == 0:
+        raise InvalidRequest.of("chat.template_arguments", f"must nest at most {_ARGUMENT_DEPTH_LIMIT} deep")
+    for entry in entries:
+        _check_depth(entry, levels - 1)
 
 
 def _add_message(target: chat_pb.ChatMessage, message: Message, path: str) -> None:

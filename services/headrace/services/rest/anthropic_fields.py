@@ -17,6 +17,8 @@ FIELD_NAMES = {
     "chat": "messages",
     "chat.template_arguments": "thinking",
     "chat.tools": "tools",
+    "chat.tools[].parameters_json": "tools[].input_schema",
+    "chat.tools[].parameters": "tools[].input_schema",
     "chat.tool_choice": "tool_choice",
     "chat.parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "constraint": "output_config.format",
@@ -160,10 +162,10 @@ class PromptBody(Body):
 
     IGNORED = frozenset({"cache_control"})
 
-    def ignored(self) -> str:
-        """Returns the fields that were given and have no effect, those within blocks included, each name once."""
-        names = [name for name in super().ignored().split(", ") if name]
-        return ", ".join(dict.fromkeys([*names, *self._ignored_within()]))
+    def ignored_within(self) -> Iterable[str]:
+        """Returns what has no effect within blocks, each name once."""
+        # The body's own `cache_control` is listed already.
+        return [name for name in dict.fromkeys(self._ignored_in_blocks()) if getattr(self, name, None) is None]
 
     def conversation(self) -> tuple[list[Message], list[str]]:
         """Returns the messages for the router, and where each of them is in the body.
@@ -213,7 +215,7 @@ class PromptBody(Body):
                 options["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
         return options
 
-    def _ignored_within(self) -> Iterator[str]:
+    def _ignored_in_blocks(self) -> Iterator[str]:
         is_free = self.tool_choice is None or self.tool_choice.type in ("auto", "none")
         # A call that nobody asked for is held to no schema.
         if is_free and any(tool.strict for tool in self.tools or ()):

@@ -59,6 +59,8 @@ def build_app(sidecar: Sidecar, *, cors_origins: tuple[str, ...] = (), with_ui: 
         middleware=[cors] if cors_origins else [],
         exception_handlers={HTTPException: _refuse, Exception: _admit_bug},
     )
+    # A redirect would go to whatever host the caller named.
+    app.router.redirect_slashes = False
     return RequestWatch(app, watchers)
 
 

@@ -22,9 +22,17 @@ from headrace.services.rest.openai_responses import create_response
 from headrace.services.rest.responses_answer import ResponseObject
 from headrace.services.rest.responses_fields import ResponsesBody
 from headrace.services.rest.sidecar import Exchange
-from headrace.services.rest.tgi_fields import GenerateBody, TokenizeBody
+from headrace.services.rest.tgi_fields import GenerateBody, PathBody, StreamBody, TokenizeBody
 from headrace.services.rest.tgi_generate import AnyBody, generate, generate_either, generate_stream, invoke
-from headrace.services.rest.tgi_info import ChatTokens, Info, SimpleToken, get_info, tokenize, tokenize_chat
+from headrace.services.rest.tgi_info import (
+    ChatTokens,
+    ChatTokensBody,
+    Info,
+    SimpleToken,
+    get_info,
+    tokenize,
+    tokenize_chat,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +119,9 @@ ENDPOINTS = (
     ),
     Endpoint(method="GET", path="/v1/models", answer=list_models, result=ModelList),
     Endpoint(method="GET", path="/v1/models/{model:path}", answer=get_model, result=ModelEntry),
+    Endpoint(method="POST", path="/generate", answer=generate, dialect=TGI, body=PathBody, result=tgi_answer.Generated),
     Endpoint(
-        method="POST", path="/generate", answer=generate, dialect=TGI, body=GenerateBody, result=tgi_answer.Generated
-    ),
-    Endpoint(
-        method="POST", path="/generate_stream", answer=generate_stream, dialect=TGI, body=GenerateBody, streams=True
+        method="POST", path="/generate_stream", answer=generate_stream, dialect=TGI, body=StreamBody, streams=True
     ),
     Endpoint(
         method="POST",
@@ -130,7 +136,9 @@ ENDPOINTS = (
     Endpoint(
         method="POST", path="/tokenize", answer=tokenize, dialect=TGI, body=TokenizeBody, result=list[SimpleToken]
     ),
-    Endpoint(method="POST", path="/chat_tokenize", answer=tokenize_chat, dialect=TGI, body=ChatBody, result=ChatTokens),
+    Endpoint(
+        method="POST", path="/chat_tokenize", answer=tokenize_chat, dialect=TGI, body=ChatTokensBody, result=ChatTokens
+    ),
     Endpoint(method="GET", path="/info", answer=get_info, dialect=TGI, result=Info),
     Endpoint(method="GET", path="/health", answer=get_health, dialect=TGI),
     Endpoint(method="GET", path="/ping", answer=get_health, dialect=TGI),

@@ -88,6 +88,7 @@ _HTTP_STATUSES = (400, 404, 405, 413, 415)
 
 _HTTP_TYPES = {404: "not_found_error", 413: "request_too_large"}
 
+_INDEX = re.compile(r"\[\d+\]")
 _GROUP = re.compile(r"^(?:sampling|stopping|output|chat|constraint)\.")
 
 
@@ -128,7 +129,14 @@ def message_of(error: HeadraceError, names: Mapping[str, str]) -> str:
 
 
 def field_name(path: str, names: Mapping[str, str]) -> str:
-    """Returns a protocol's name for a field of `headrace.v1`; the rest of a longer path is kept."""
+    """Returns a protocol's name for a field of `headrace.v1`; the rest of a longer path is kept.
+
+    `names` has entries of lists as `[]`; their indices go where the other name has `[]`.
+    """
+    pattern = _INDEX.sub("[]", path)
+    if pattern in names:
+        indices = iter(_INDEX.findall(path))
+        return re.sub(r"\[\]", lambda _: next(indices), names[pattern])
     for candidate in (path, path.partition("[")[0]):
         if candidate in names:
             return names[candidate] + path[len(candidate) :]

@@ -6,11 +6,9 @@ import uuid
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from headrace.contract.errors import FieldViolation, InvalidRequest
+from headrace.contract.errors import InvalidRequest
 from headrace.services.rest.errors import HttpProblem
 from headrace.services.rest.router_link import CallContext
 
@@ -23,9 +21,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _FORWARDED = ("traceparent", "tracestate", "authorization")
 _KEY_HEADER = "x-api-key"
 """Where Anthropic's clients put what others put into `authorization`."""
-_VIOLATION_LIMIT = 20
 
-BodyT = TypeVar("BodyT", bound=BaseModel)
 Result = TypeVar("Result")
 
 
@@ -86,19 +82,6 @@ async def read_bytes(request: Request, limit_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
-    """Checks a body.
-
-    Raises:
-        HttpProblem: it is no JSON.
-        InvalidRequest: it is JSON of another shape; every wrong field is named.
-    """
-    try:
-        return kind.model_validate_json(raw)
-    except ValidationError as error:
-        raise _explain(error, raw) from error
-
-
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
     """Waits for work, and ends it when the caller hangs up. The body must have been read.
 
@@ -150,36 +133,3 @@ def _check_headers(headers: Mapping[str, str], limit_bytes: int) -> None:
 
 def _too_large(limit_bytes: int) -> HttpProblem:
     return HttpProblem(413, f"the body is larger than the limit of {limit_bytes} bytes")
-
-
-def _explain(error: ValidationError, raw: bytes) -> InvalidRequest | HttpProblem:
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    if problems[0]["type"] == "json_invalid":
-        return HttpProblem(400, f"the body is not JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}")
-    body = from_json(raw)
-    found: dict[str, str] = {}
-    for problem in problems:
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        message = "is unknown here" if problem["type"] == "extra_forbidden" else message
-        found.setdefault(_path(problem["loc"], body, is_missing=problem["type"] == "missing"), message)
-    # The members of a union are tried one by one; who failed deepest came closest to what was meant.
-    violations = [
-        FieldViolation(path, message)
-        for path, message in found.items()
-        if not any(other != path and other.startswith((f"{path}.", f"{path}[")) for other in found)
-    ]
-    return InvalidRequest(violations[:_VIOLATION_LIMIT])
-
-
-def _path(location: tuple[int | str, ...], body: object, *, is_missing: bool) -> str:
-    """Returns the path of a field in the body, without the names of a union's members that pydantic puts between."""
-    path = ""
-    value = body
-    for place, part in enumerate(location):
-        if isinstance(part, int):
-            path += f"[{part}]"
-            value = value[part] if isinstance(value, list) and part < len(value) else None
-        elif isinstance(value, dict) and (part in value or (is_missing and place == len(location) - 1)):
-            path += f".{part}" if path else part
-            value = value.get(part)
-    return path

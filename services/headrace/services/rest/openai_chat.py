@@ -1,7 +1,7 @@
 """`/v1/chat/completions`: OpenAI's chat, with tools, formats and log-probabilities."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import orjson
@@ -10,13 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from headrace.client import calls
 from headrace.client.options import ChatOptions
 from headrace.client.results import Completion, Generation
 from headrace.contract.errors import HeadraceError, InvalidRequest
 from headrace.services.rest import openai_answer as answer
-from headrace.services.rest.event_stream import EventStreamResponse, open_all
-from headrace.services.rest.http_request import while_connected
+from headrace.services.rest.chat_call import ChatCall
+from headrace.services.rest.event_stream import EventStreamResponse
 from headrace.services.rest.openai_fields import JsonMapping, SamplingBody
 from headrace.services.rest.sidecar import Exchange
 from headrace.v1 import generate_service_pb2 as pb
@@ -47,11 +46,17 @@ class ChatBody(SamplingBody):
 
     IGNORED = SamplingBody.IGNORED | {"prediction", "verbosity"}
 
-    def ignored(self) -> str:
-        """Returns the fields that have no effect; a call that nobody asked for is held to no schema."""
+    def ignored_within(self) -> Iterator[str]:
+        """Yields what has no effect; a call that nobody asked for is held to no schema."""
+        yield from super().ignored_within()
         is_free = self.tool_choice in (None, "auto", "none")
-        is_strict = any(_function(tool).get("strict") for tool in self.tools or ())
-        return ", ".join(filter(None, (super().ignored(), "tools.function.strict" if is_free and is_strict else "")))
+        if is_free and any(_function(tool).get("strict") for tool in self.tools or ()):
+            yield "tools.function.strict"
+
+    def aliases(self) -> dict[str, str]:
+        """Returns the names of fields of `headrace.v1` where the body had a choice."""
+        limit = {} if self.max_completion_tokens is None else {"stopping.max_new_token_count": "max_completion_tokens"}
+        return super().aliases() | limit
 
     def options(self, request_id: str) -> ChatOptions:
         """Returns what the body asks for.
@@ -120,14 +125,12 @@ async def create_chat_completion(request: Request, exchange: Exchange) -> Respon
     body = await exchange.read(request, ChatBody)
     options = body.options(exchange.router_request_id())
     headers = exchange.headers(body)
+    call = ChatCall(messages=body.messages, options=options, aliases=body.aliases())
     if not body.stream:
-        work = exchange.link.unary(calls.chat(body.messages, options), exchange.context)
-        generation = await while_connected(request, work)
-        return answer.json_response(_completion(generation), headers)
-    call = exchange.link.stream(calls.chat_stream(body.messages, options), exchange.context)
-    streams = await while_connected(request, open_all([call], exchange.link.target))
+        return answer.json_response(_completion(await call.whole(request, exchange)), headers)
+    stream = await call.stream(request, exchange)
     writer = ChatWriter(with_logprobs=bool(body.logprobs), with_usage=body.wants_usage)
-    return EventStreamResponse([(streams[0], writer)], closing=lambda: answer.DONE, headers=headers)
+    return EventStreamResponse([(stream, writer)], closing=lambda: answer.DONE, headers=headers)
 
 
 def _completion(generation: Generation) -> ChatCompletion:

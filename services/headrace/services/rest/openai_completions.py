@@ -16,6 +16,7 @@ from headrace.client.requests import Prompt
 from headrace.client.results import Completion, Generation
 from headrace.contract.errors import HeadraceError, InvalidRequest
 from headrace.services.rest import openai_answer as answer
+from headrace.services.rest.chat_call import named_after
 from headrace.services.rest.event_stream import EventStreamResponse, open_all
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.openai_fields import SamplingBody, model_name
@@ -36,6 +37,10 @@ class CompletionBody(SamplingBody):
     logprobs: int | None = None
     """Log-probabilities of the generated tokens and of this many rivals, in [0, 20]."""
     best_of: int | None = None
+
+    def aliases(self) -> dict[str, str]:
+        """Returns the names of fields of `headrace.v1` that have another one in a chat."""
+        return super().aliases() | {"output.top_logprob_count": "logprobs"}
 
     def prompts(self, limit: int) -> list[Prompt]:
         """Returns the prompts, one for each call.
@@ -98,13 +103,15 @@ async def create_completion(request: Request, exchange: Exchange) -> Response:
         "created": int(time.time()),
     }
     if not body.stream:
-        generations = await while_connected(request, _generate_all(exchange, prompts, options))
+        with named_after((), body.aliases()):
+            generations = await while_connected(request, _generate_all(exchange, prompts, options))
         return answer.json_response(identity | _merged(generations, echoes, body.logprobs or 0), headers)
-    streams = [
-        exchange.link.stream(calls.stream(prompt, entry), exchange.context)
-        for prompt, entry in zip(prompts, options, strict=True)
-    ]
-    opened = await while_connected(request, open_all(streams, exchange.link.target))
+    with named_after((), body.aliases()):
+        streams = [
+            exchange.link.stream(calls.stream(prompt, entry), exchange.context)
+            for prompt, entry in zip(prompts, options, strict=True)
+        ]
+        opened = await while_connected(request, open_all(streams, exchange.link.target))
     writers = [
         TextWriter(identity, first_index=index * (body.n or 1), echo=echo, top_count=body.logprobs)
         for index, echo in enumerate(echoes)

@@ -1,6 +1,8 @@
 """The fields that OpenAI's chat, completions and responses have in common, and vLLM's beside them."""
 
 import json
+import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +15,13 @@ FIELD_NAMES = {
     "text": "prompt",
     "token_ids": "prompt",
     "chat": "messages",
+    "chat.messages[].tool_calls[].name": "messages[].tool_calls[].function.name",
+    "chat.messages[].tool_calls[].arguments_json": "messages[].tool_calls[].function.arguments",
+    "chat.tools[].name": "tools[].function.name",
+    "chat.tools[].description": "tools[].function.description",
+    "chat.tools[].parameters_json": "tools[].function.parameters",
+    "chat.tools[].parameters": "tools[].function.parameters",
+    "chat.tool_choice.name": "tool_choice.function.name",
     "chat.template": "chat_template",
     "chat.template_arguments": "chat_template_kwargs",
     "completion_count": "n",
@@ -34,6 +43,8 @@ FIELD_NAMES = {
 
 _PLACEHOLDERS = frozenset({"tgi", "dummy"})
 """What TGI's users, and Hugging Face's client, say for whatever is served."""
+
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
 JsonMapping = dict[str, Any]
@@ -58,7 +69,11 @@ class Body(BaseModel):
     def ignored(self) -> str:
         """Returns the fields that were given and have no effect, as the header lists them."""
         given = (name for name in type(self).model_fields if name in self.IGNORED and name in self.model_fields_set)
-        return ", ".join(name for name in given if getattr(self, name) is not None)
+        return ", ".join([*(name for name in given if getattr(self, name) is not None), *self.ignored_within()])
+
+    def ignored_within(self) -> Iterable[str]:
+        """Returns the paths of what has no effect within fields that have one."""
+        return ()
 
 
 class JsonSchemaFormat(Body):
@@ -169,6 +184,8 @@ class GenerationBody(Body):
         Raises:
             InvalidRequest: two fields contradict each other, or one cannot be converted.
         """
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest.of("stream_options", "has a place beside stream alone")
         include_special = None if self.skip_special_tokens is None else not self.skip_special_tokens
         return {
             "model": model_name(self.model),
@@ -198,6 +215,11 @@ class GenerationBody(Body):
             "adapter": self.adapter,
         }
 
+    def ignored_within(self) -> Iterator[str]:
+        """Yields what streams of this endpoint do not have."""
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            yield "stream_options.include_obfuscation"
+
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
@@ -211,7 +233,18 @@ class GenerationBody(Body):
         """
         return "response_format", None
 
+    def aliases(self) -> dict[str, str]:
+        """Returns the names of fields of `headrace.v1` where the body had a choice between several for them."""
+        given = self._constraints()
+        return {"constraint": given[0][0]} if given else {}
+
     def _constraint(self) -> Constraint | None:
+        given = self._constraints()
+        if len(given) > 1:
+            raise InvalidRequest.of(given[1][0], f"cannot be given beside {given[0][0]}")
+        return given[0][1] if given else None
+
+    def _constraints(self) -> list[tuple[str, Constraint]]:
         outputs = self.structured_outputs or StructuredOutputs()
         found = [
             self.format_constraint(),
@@ -225,10 +258,7 @@ class GenerationBody(Body):
             ("structured_outputs.grammar", _grammar(outputs.grammar)),
             ("structured_outputs.json_object", JsonObject() if outputs.json_object else None),
         ]
-        given = [(name, constraint) for name, constraint in found if constraint is not None]
-        if len(given) > 1:
-            raise InvalidRequest.of(given[1][0], f"cannot be given beside {given[0][0]}")
-        return given[0][1] if given else None
+        return [(name, constraint) for name, constraint in found if constraint is not None]
 
 
 class SamplingBody(GenerationBody):
@@ -244,6 +274,13 @@ class SamplingBody(GenerationBody):
         options: GenerateOptions = {"completion_count": self.n, "max_new_token_count": self.max_tokens}
         return {**super().sampling_options(request_id), **options}
 
+    def ignored_within(self) -> Iterator[str]:
+        """Yields what is told of a schema and the model does not see."""
+        yield from super().ignored_within()
+        form = self.response_format.json_schema if self.response_format else None
+        if form is not None and form.description:
+            yield "response_format.json_schema.description"
+
     def format_constraint(self) -> tuple[str, Constraint | None]:
         """Returns what `response_format` stands for."""
         return "response_format", None if self.response_format is None else constraint_of(self.response_format)
@@ -258,8 +295,12 @@ def constraint_of(form: ResponseFormat) -> Constraint | None:
     """Returns the constraint that a format stands for.
 
     Raises:
-        InvalidRequest: a part is missing.
+        InvalidRequest: a part is missing, or has no place in this one.
     """
+    if form.json_schema is not None and form.type != "json_schema":
+        raise InvalidRequest.of("response_format.json_schema", f"has no place in the type {form.type!r}")
+    if form.value is not None and (form.type == "text" or form.json_schema is not None):
+        raise InvalidRequest.of("response_format.value", "has no place in this format")
     if form.type == "text":
         return None
     if form.type == "regex":
@@ -302,6 +343,7 @@ def _logit_bias(by_id: dict[str, float] | None) -> dict[int, float] | None:
     if by_id is None:
         return None
     for key in by_id:
-        if not (key.isascii() and key.isdecimal()):
+        # One way to write each id, or two keys could mean the same.
+        if _TOKEN_ID.fullmatch(key) is None:
             raise InvalidRequest.of(f"logit_bias[{key}]", "must be the id of a token")
     return {int(key): bias for key, bias in by_id.items()}

@@ -16,7 +16,9 @@ async def create_response(request: Request, exchange: Exchange) -> Response:
     """Answers a conversation, whole or as a stream."""
     body = await exchange.read(request, ResponsesBody)
     messages, paths = body.conversation_of()
-    call = ChatCall(messages=messages, options=body.options(exchange.router_request_id()), paths=paths)
+    call = ChatCall(
+        messages=messages, options=body.options(exchange.router_request_id()), paths=paths, aliases=body.aliases()
+    )
     headers = exchange.headers(body)
     if not body.stream:
         return json_response(response_of(body, await call.whole(request, exchange)), headers)

@@ -1,6 +1,7 @@
 """The body of OpenAI's `/v1/responses` in its stateless form, and the conversation that it stands for."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,12 @@ FIELD_NAMES = {path: name for path, name in openai_fields.FIELD_NAMES.items() if
     "chat": "input",
     "chat.template_arguments": "reasoning",
     "chat.tools": "tools",
+    "chat.tools[].name": "tools[].name",
+    "chat.tools[].description": "tools[].description",
+    "chat.tools[].parameters_json": "tools[].parameters",
+    "chat.tools[].parameters": "tools[].parameters",
     "chat.tool_choice": "tool_choice",
+    "chat.tool_choice.name": "tool_choice.name",
     "constraint": "text.format",
     "stopping.max_new_token_count": "max_output_tokens",
 }
@@ -174,19 +180,24 @@ class ResponsesBody(GenerationBody):
         """Whether the text comes with the log-probabilities of its tokens."""
         return "message.output_text.logprobs" in (self.include or ())
 
-    def ignored(self) -> str:
-        """Returns the fields that were given and have no effect, those within others included."""
-        names = [super().ignored()]
+    def ignored_within(self) -> Iterator[str]:
+        """Yields what has no effect within other fields, each path once."""
+        yield from super().ignored_within()
         if "reasoning.encrypted_content" in (self.include or ()):
-            names.append("include")
+            yield "include"
+        if self.wants_usage:  # every response has it
+            yield "stream_options.include_usage"
         if self.text is not None and self.text.verbosity is not None:
-            names.append("text.verbosity")
+            yield "text.verbosity"
+        if self.text is not None and self.text.format is not None and self.text.format.description:
+            yield "text.format.description"
         if self.reasoning is not None and (self.reasoning.summary or self.reasoning.generate_summary):
-            names.append("reasoning.summary")
+            yield "reasoning.summary"
         # A call that nobody asked for is held to no schema.
         if self.tool_choice in (None, "auto", "none") and any(tool.strict for tool in self.tools or ()):
-            names.append("tools.strict")
-        return ", ".join(name for name in names if name)
+            yield "tools.strict"
+        if not isinstance(self.input, str):
+            yield from dict.fromkeys(name for item in self.input for name in _ignored_of(item))
 
     def conversation_of(self) -> tuple[list[MessageLike], list[str]]:
         """Returns the messages for the router, and where each of them is in the body.
@@ -235,6 +246,8 @@ class ResponsesBody(GenerationBody):
     def format_constraint(self) -> tuple[str, Constraint | None]:
         """Returns what `text.format` stands for."""
         form = self.text.format if self.text else None
+        if form is not None and form.schema_ is not None and form.type != "json_schema":
+            raise InvalidRequest.of("text.format.schema", f"has no place in the type {form.type!r}")
         if form is None or form.type == "text":
             return "text.format", None
         if form.type == "json_object":
@@ -242,6 +255,15 @@ class ResponsesBody(GenerationBody):
         if form.schema_ is None:
             raise InvalidRequest.of("text.format.schema", "is missing")
         return "text.format", JsonSchema(form.schema_)
+
+
+def _ignored_of(item: InputItem) -> Iterator[str]:
+    """Yields what an item says of itself that the model does not see."""
+    names = ("id", "status", "phase") if isinstance(item, MessageItem) else ("id", "status")
+    yield from (f"input.{name}" for name in names if getattr(item, name) is not None)
+    parts = item.content if isinstance(item, MessageItem) and not isinstance(item.content, str) else ()
+    if any(isinstance(part, InputText) and part.logprobs for part in parts):
+        yield "input.content.logprobs"
 
 
 def _tool_choice(choice: Literal["none", "auto", "required"] | JsonMapping | None) -> ToolChoice | None:
@@ -277,6 +299,7 @@ class _Turns:
                 role = "system" if item.role == "developer" else item.role
                 self.add({"role": role, "content": _parts(item.content)}, path)
             case FunctionCallItem():
+                _check_arguments(item.arguments, f"{path}.arguments")
                 call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
                 self._assistant_turn(path).setdefault("tool_calls", []).append(call)
             case FunctionOutputItem():
@@ -293,6 +316,16 @@ class _Turns:
             self.add(last, path)
             self._is_assistants = True
         return last
+
+
+def _check_arguments(text: str, path: str) -> None:
+    """Refuses here what the router would name by its place in a turn, which is not the item's."""
+    try:
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest.of(path, "must be the text of a JSON object") from error
+    if not isinstance(arguments, dict):
+        raise InvalidRequest.of(path, "must be the text of a JSON object")
 
 
 def _text_of(content: str | list[InputText | InputImage], path: str) -> str:

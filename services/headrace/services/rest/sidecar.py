@@ -10,12 +10,11 @@ from headrace.contract.pooling import Pooling
 from headrace.services.rest.http_request import (
     IGNORED_HEADER,
     REQUEST_ID_HEADER,
-    BodyT,
     context_of,
-    parse_body,
     read_bytes,
     request_id_for_router,
 )
+from headrace.services.rest.json_body import BodyT, parse_body
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.router_link import CallContext, RouterLink
 from headrace.services.telemetry.http_metrics import HttpMeter

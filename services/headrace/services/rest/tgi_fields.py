@@ -1,5 +1,6 @@
 """The fields of Text Generation Inference's own protocol, and what they ask of the router."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -73,6 +74,11 @@ class Parameters(Body):
     grammar: Grammar | None = None
     adapter_id: str | None = None
 
+    @property
+    def has_details(self) -> bool:
+        """Whether an answer that is whole comes with its details."""
+        return bool(self.details or self.decoder_input_details)
+
     def options(self, request_id: str, *, with_logprobs: bool) -> GenerateOptions:
         """Returns what the parameters ask for. What is left out has TGI's default, not the model's.
 
@@ -121,9 +127,32 @@ class GenerateBody(Body):
 
     IGNORED = frozenset({"options"})
 
+    def ignored_within(self) -> Iterator[str]:
+        """Yields what asks for a part of the details where there are none. A stream has them."""
+        if self.parameters.top_n_tokens and not (self.stream or self.parameters.has_details):
+            yield "parameters.top_n_tokens"
 
-class TokenizeBody(GenerateBody):
+
+class PathBody(GenerateBody):
+    """A text for an endpoint whose path says whether it streams."""
+
+    IGNORED = GenerateBody.IGNORED | {"stream"}
+
+
+class StreamBody(PathBody):
+    """A text for an endpoint that streams."""
+
+    def ignored_within(self) -> Iterator[str]:
+        """Yields nothing: all that can be asked for is in a stream."""
+        yield from ()
+
+
+class TokenizeBody(PathBody):
     """A text to tokenize; `parameters` is taken, since the clients of TGI send it."""
 
     add_special_tokens: bool | None = None
-    IGNORED = GenerateBody.IGNORED | {"parameters"}
+    IGNORED = PathBody.IGNORED | {"parameters"}
+
+    def ignored_within(self) -> Iterator[str]:
+        """Yields nothing: all parameters are ignored together."""
+        yield from ()

@@ -11,13 +11,14 @@ from headrace.client.results import Generation
 from headrace.contract.errors import InvalidRequest
 from headrace.services.rest import tgi_answer as answer
 from headrace.services.rest.event_stream import EventStreamResponse, open_all
-from headrace.services.rest.http_request import parse_body, while_connected
+from headrace.services.rest.http_request import while_connected
+from headrace.services.rest.json_body import parse_body
 from headrace.services.rest.openai_answer import json_response
 from headrace.services.rest.openai_chat import create_chat_completion
 from headrace.services.rest.openai_completions import create_completion
 from headrace.services.rest.openai_fields import Body
 from headrace.services.rest.sidecar import Exchange
-from headrace.services.rest.tgi_fields import GenerateBody
+from headrace.services.rest.tgi_fields import GenerateBody, PathBody, StreamBody
 from headrace.services.rest.tgi_stream import Endings, TokenWriter
 
 
@@ -29,14 +30,14 @@ class AnyBody(Body):
 
 async def generate(request: Request, exchange: Exchange) -> Response:
     """Continues a text and returns all of it at once."""
-    body = await exchange.read(request, GenerateBody)
+    body = await exchange.read(request, PathBody)
     generated = await _generate(request, exchange, body)
     return json_response(generated.content, generated.headers)
 
 
 async def generate_stream(request: Request, exchange: Exchange) -> Response:
     """Continues a text, with an event for each token."""
-    body = await exchange.read(request, GenerateBody)
+    body = await exchange.read(request, StreamBody)
     return await _stream(request, exchange, body)
 
 
@@ -69,7 +70,7 @@ class _Generated:
 
 async def _generate(request: Request, exchange: Exchange, body: GenerateBody) -> _Generated:
     parameters = body.parameters
-    wants_details = bool(parameters.details or parameters.decoder_input_details)
+    wants_details = parameters.has_details
     options = parameters.options(exchange.router_request_id(), with_logprobs=wants_details)
     work = exchange.link.unary(calls.generate(body.inputs, options), exchange.context)
     generation = await while_connected(request, work)
@@ -85,9 +86,10 @@ async def _generate(request: Request, exchange: Exchange, body: GenerateBody) ->
 
 async def _stream(request: Request, exchange: Exchange, body: GenerateBody) -> Response:
     parameters = body.parameters
-    for name in ("best_of", "decoder_input_details"):
-        if getattr(parameters, name) not in (None, False, 1):
-            raise InvalidRequest.of(f"parameters.{name}", "has no place in a stream")
+    if parameters.best_of not in (None, 1):
+        raise InvalidRequest.of("parameters.best_of", "has no place in a stream")
+    if parameters.decoder_input_details:
+        raise InvalidRequest.of("parameters.decoder_input_details", "has no place in a stream")
     options = parameters.options(exchange.router_request_id(), with_logprobs=True)
     model = await exchange.link.model("", exchange.context)
     call = exchange.link.stream(calls.stream(body.inputs, options), exchange.context)

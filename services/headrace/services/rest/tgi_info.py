@@ -43,11 +43,33 @@ class SimpleToken(TypedDict):
     stop: int
 
 
+_RENDERED = frozenset(
+    {
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "reasoning_effort",
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "add_generation_prompt",
+    }
+)
+"""The fields of a chat that change what the model reads."""
+
+
 class ChatTokens(TypedDict):
     """A conversation as the model reads it."""
 
     tokenize_response: list[SimpleToken]
     templated_text: str
+
+
+class ChatTokensBody(ChatBody):
+    """A conversation to tokenize; how to answer it is taken, since the clients of TGI send it."""
+
+    IGNORED = frozenset(ChatBody.model_fields) - _RENDERED
 
 
 async def get_info(request: Request, exchange: Exchange) -> Response:
@@ -84,7 +106,7 @@ async def tokenize(request: Request, exchange: Exchange) -> Response:
 
 async def tokenize_chat(request: Request, exchange: Exchange) -> Response:
     """Returns what the chat template makes of a conversation, and its tokens."""
-    body = await exchange.read(request, ChatBody)
+    body = await exchange.read(request, ChatTokensBody)
     given = body.options("")
     options: TokenizeChatOptions = {
         "include_offsets": True,

@@ -84,7 +84,7 @@ async def test_tokens_are_counted_as_generation_counts_them(client: anthropic.As
         ({"max_tokens": 0}, "max_tokens"),
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"stop_sequences": [""], "stream": True}, "stop_sequences[0]"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
