@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headrace.contract.clock import Clock, MonotonicClock
 from headrace.contract.engine import EngineDescription
 from headrace.contract.step import StepPlan, StepResult
 from headrace.contract.vocabulary import Vocabulary
@@ -57,6 +58,9 @@ class Prophet:
     def look(self, _batch: InputBatch, places: Ints) -> NDArray[np.bool_]:
         return np.ones(len(places), dtype=np.bool_)
 
+    def prepare(self, _batch: InputBatch, places: Ints) -> NDArray[np.bool_]:
+        return np.ones(len(places), dtype=np.bool_)
+
     def propose(self, batch: InputBatch, places: Ints, counts: Ints) -> Ints:
         guesses = np.zeros((len(places), int(counts.max())), dtype=np.int64)
         for row, place in enumerate(places.tolist()):
@@ -81,7 +85,9 @@ class TableEngine:
         prophet: Prophet | None = None,
         draft_token_limit: int = 5,
         row_limit: int = 0,
+        clock: Clock | None = None,
     ) -> None:
+        """Takes logits by text, who guesses, and the clock by which guessing takes its time; a step takes 1 s."""
         self._logits = logits
         self.description = EngineDescription(
             engine="table",
@@ -99,7 +105,11 @@ class TableEngine:
         )
         self._batch = InputBatch(self.description)
         self._sampler = Sampler(select(torch.device("cpu"), "reference"))
-        self._speculator = None if prophet is None else Speculator(self.description, drafter=prophet, cost=free_cost())
+        self._speculator: Speculator | None = None
+        if prophet is not None:
+            self._speculator = Speculator(
+                self.description, drafter=prophet, cost=free_cost(), clock=clock or MonotonicClock()
+            )
 
     def reset(self) -> None:
         self._batch.clear()

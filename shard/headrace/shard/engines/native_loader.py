@@ -185,7 +185,8 @@ class NativeLoader:
                 context_token_count=draft.context_token_count,
                 vocabulary_size=description.vocabulary_size,
             )
-        return Speculator(description, drafter=drafter, cost=self._measure(runner, description))
+        cost = self._measure(runner, description)
+        return Speculator(description, drafter=drafter, cost=cost, clock=MonotonicClock())
 
     def _measure(self, runner: ModelRunner, description: EngineDescription) -> StepCost:
         self._progress("measuring what steps take")

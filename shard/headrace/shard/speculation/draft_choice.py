@@ -43,7 +43,7 @@ def choose_counts(
     seconds = cost.seconds(token_count + extra, has_drafts=True) + drafting_s
     rates = (sampling_count + np.cumsum(chances[order])) / seconds
     best = int(np.argmax(rates))
-    plain_rate = sampling_count / float(cost.seconds(np.array([token_count]), has_drafts=False)[0])
+    plain_rate = sampling_count / cost.seconds_of(token_count, has_drafts=False)
     if rates[best] > LEAST_GAIN * plain_rate:
         np.add.at(counts, rows[order[: best + 1]], 1)
     return counts

@@ -47,8 +47,10 @@ class DraftColumns(GrowingColumns):
         """Returns [row, first or later] the probability that a guess is right, `prior` for an unknown row."""
         return np.minimum((self._hits[places] + prior * _PRIOR_WEIGHT) / (self._trials[places] + _PRIOR_WEIGHT), _SURE)
 
-    def learn(self, places: Ints, compared: Ints, right: Ints) -> None:
+    def learn(self, places: Ints, compared: Ints, right: Ints, *, step_count: int = 1) -> None:
         """Takes in how many guesses of each row were compared with what was drawn, and how many were right.
+
+        `step_count` is the number of steps that this stands for, of which all but one had no guesses.
 
         A draft is compared up to its first wrong guess, so all compared ones but the last are right.
         """
@@ -56,7 +58,7 @@ class DraftColumns(GrowingColumns):
         compared_parts = np.stack((firsts, compared - firsts), axis=1)
         right_firsts = np.minimum(right, 1)
         right_parts = np.stack((right_firsts, right - right_firsts), axis=1)
-        decay = np.where(compared_parts > 0, _DECAY**compared_parts, _FORGETTING)
+        decay = np.where(compared_parts > 0, _DECAY**compared_parts, _FORGETTING**step_count)
         # The sum of a run's own weights, each decayed by those after it.
         gain = (1 - _DECAY**compared_parts) / (1 - _DECAY)
         is_wrong = compared_parts > right_parts

@@ -29,9 +29,13 @@ class Drafter(Protocol):
         ...
 
     def look(self, batch: InputBatch, places: Ints) -> Bools:
-        """Takes in the rows' new tokens, and returns [row] for which there is something to guess."""
+        """Takes in the rows' new tokens if that costs next to nothing; returns [row] which it could guess for."""
+        ...
+
+    def prepare(self, batch: InputBatch, places: Ints) -> Bools:
+        """Gets ready to guess for rows of the last `look`, which may take a while; returns [row] which are ready."""
         ...
 
     def propose(self, batch: InputBatch, places: Ints, counts: Ints) -> Ints:
-        """Returns [row, depth] guesses for rows of the last `look`; the first `counts` of each row are of meaning."""
+        """Returns [row, depth] guesses for rows that are ready; the first `counts` of each row are of meaning."""
         ...

@@ -26,8 +26,9 @@ class ModelDrafter:
 
     Its KV lies in blocks with the numbers of the first model's, so a row's block
     table is right for both. What it computed of a row is counted apart: it sees a
-    prompt only when the row decodes, and computes again from the first token that
-    it has not seen drawn, which puts right whatever its guesses left there.
+    row only when it is to guess for it, and computes again from the first token
+    that it has not seen drawn, which puts right whatever its guesses left there.
+    So a row that it does not help costs it nothing.
 
     It draws with the row's temperature, top-k and top-p and with the random number
     of each position, the same as the first model will: where both think alike,
@@ -57,18 +58,22 @@ class ModelDrafter:
 
     def depth_s(self, row_count: int) -> float:
         """Returns what one more guess for each of so many rows takes."""
-        return float(self._cost.seconds(np.array([row_count]), has_drafts=False)[0])
+        return self._cost.seconds_of(row_count, has_drafts=False)
 
     def look(self, batch: InputBatch, places: Ints) -> Bools:
+        """Returns [row] which fit into the small model's context."""
+        fits: Bools = batch.columns.token_counts[places] < self._context_token_count
+        return fits
+
+    def prepare(self, batch: InputBatch, places: Ints) -> Bools:
         """Catches up with rows that are far ahead, and returns [row] which are near."""
         columns = batch.columns
         counts = columns.token_counts[places]
-        fits = counts < self._context_token_count
         lags = counts - columns.drafts.indexed_counts[places]
         budget = _CATCH_UP_LIMIT
         late: list[int] = []
         chunks: list[int] = []
-        for row in (fits & (lags > _LAG_LIMIT)).nonzero()[0].tolist():
+        for row in (lags > _LAG_LIMIT).nonzero()[0].tolist():
             chunk = min(int(lags[row]) - 1, budget)
             if chunk > 0:
                 late.append(row)
@@ -76,7 +81,7 @@ class ModelDrafter:
                 budget -= chunk
         if late:
             self._compute(batch, places[late], np.array(chunks, dtype=np.int64))
-        near: Bools = fits & (counts - columns.drafts.indexed_counts[places] <= _LAG_LIMIT)
+        near: Bools = counts - columns.drafts.indexed_counts[places] <= _LAG_LIMIT
         return near
 
     def propose(self, batch: InputBatch, places: Ints, counts: Ints) -> Ints:

@@ -68,6 +68,10 @@ class NgramDrafter(GrowingColumns):
         self._matches[places] = found
         return found > 0
 
+    def prepare(self, _batch: InputBatch, places: Ints) -> Bools:
+        """Returns all: whatever was looked at can be guessed for."""
+        return np.ones(len(places), dtype=np.bool_)
+
     def propose(self, batch: InputBatch, places: Ints, counts: Ints) -> Ints:
         """Returns [row, depth] what followed last time; over and over, where the text ends before the draft does."""
         starts = self._matches[places]

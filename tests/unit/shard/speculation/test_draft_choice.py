@@ -112,6 +112,8 @@ def test_what_holds_a_measurement_up_does_not_count() -> None:
     cost = measure_steps(watch.run, watch, token_limit=32)
     counts = np.array([1, 3, 8, 32, 100])
     assert cost.seconds(counts, has_drafts=False) == pytest.approx(0.01 + 0.001 * counts)
+    each = [cost.seconds_of(count, has_drafts=False) for count in counts.tolist()]
+    assert each == pytest.approx(cost.seconds(counts, has_drafts=False).tolist())
 
 
 def test_observed_steps_correct_what_was_measured() -> None:
