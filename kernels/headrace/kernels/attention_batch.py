@@ -1,5 +1,6 @@
 """How the rows of one step lie in the flat token batch and in the KV blocks."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,3 +23,13 @@ class AttentionBatch:
     """[row + 1] int32, from 0, ascending: where each row's tokens start in the batch."""
     context_lengths: torch.Tensor
     """[row] int32: tokens that the row's last token attends to, itself included."""
+
+
+def check_scale(scale: float) -> None:
+    """Makes sure that a factor of the scores leaves their order as it is; fast versions rely on it.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not (scale > 0.0 and math.isfinite(scale)):
+        raise ValueError(f"the scale of attention must be positive and finite, is {scale}")

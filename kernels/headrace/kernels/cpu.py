@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.build import BuildFailed, build, namespace_of
 from headrace.kernels.cpu_decoder import CpuDecoder
 from headrace.kernels.cpu_fakes import register_fakes
@@ -162,6 +162,7 @@ class CpuKernels:
         scale: float,
     ) -> torch.Tensor:
         """Returns [token, head, head_dim]."""
+        check_scale(scale)
         attended: torch.Tensor = self._paged_attention(
             query, key_cache, value_cache, batch.block_tables, batch.query_starts, batch.context_lengths, scale
         )

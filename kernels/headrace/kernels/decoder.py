@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import LowRankStack, TokenAdapters
 
@@ -48,7 +48,10 @@ class DecoderParts:
     head_dim: int
     norm_epsilon: float
     scale: float
-    """Factor of the scores before the softmax."""
+    """Factor of the scores before the softmax; a ValueError unless it is positive and finite."""
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
 
     @property
     def kv_head_count(self) -> int:

@@ -161,10 +161,13 @@ class Kernels(Protocol):
             key_cache: [block, kv_head, block_size, head_dim].
             value_cache: [block, kv_head, block_size, head_dim].
             batch: What this version's `prepare_attention` returned for the step.
-            scale: Factor of the scores before the softmax.
+            scale: Factor of the scores before the softmax, positive.
 
         Returns:
             [token, head, head_dim], contiguous.
+
+        Raises:
+            ValueError: the scale is not positive and finite.
         """
         ...
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from headrace.kernels import reference_attention, reference_sampling
-from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
@@ -86,6 +86,7 @@ class ReferenceKernels:
     ) -> torch.Tensor:
         """Returns [token, head, head_dim]."""
         assert isinstance(batch, GroupedAttentionBatch)
+        check_scale(scale)
         return reference_attention.attend(query, key_cache, value_cache, batch, scale=scale)
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:

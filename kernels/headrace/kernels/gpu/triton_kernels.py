@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.gpu import attention, rows, sampling
 from headrace.kernels.likeliest_tokens import LikeliestTokens
@@ -92,6 +92,7 @@ class TritonKernels:
         scale: float,
     ) -> torch.Tensor:
         """Returns [token, head, head_dim]."""
+        check_scale(scale)
         return attention.paged_attention(
             query, key_cache, value_cache, batch, scale=scale, is_interpreted=self._is_interpreted
         )
