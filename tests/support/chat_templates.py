@@ -110,6 +110,49 @@ THOUGHTS_KEPT_APART = """
 """
 """A macro, and reasoning that is dropped from all but the last turn."""
 
+ARGUMENTS_AS_TEXT = """
+{%- if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
+{%- set ns = namespace(is_open=false) %}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' and message['content'] is none %}
+        {%- for call in message['tool_calls'] %}
+            {{- '<|Assistant|>' if loop.first else '\\n' }}
+            {{- '<|call|>' + call['type'] + '<|sep|>' + call['function']['name'] + '\\n```json\\n' }}
+            {{- call['function']['arguments'] + '\\n```<|end call|>' }}
+        {%- endfor %}
+        {{- '<|end|>' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- ('' if ns.is_open else '<|Assistant|>') + message['content'].split('</think>')[-1] + '<|end|>' }}
+        {%- set ns.is_open = false %}
+    {%- elif message['role'] == 'tool' %}
+        {{- '<|output|>' + message['content'] + '<|end output|>' }}
+        {%- set ns.is_open = true %}
+    {%- else %}
+        {{- '<|' + message['role'] + '|>' + message['content'] }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and not ns.is_open %}{{- '<|Assistant|><think>\\n' }}{% endif %}
+"""
+"""Calls in messages whose content is none, with arguments that are text already; no place for tools."""
+
+TOOLS_TAKEN_FOR_GRANTED = """
+{%- macro described(tool) %}{{ tool.name + ': ' + tool.description }}{% endmacro %}
+{{- bos_token + '<|im_start|>system\\nYou may call <tools>' }}
+{%- for tool in tools %}{{- '\\n' + described(tool.function) }}{% endfor %}
+{{- '\\n</tools><|im_end|>\\n' }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson + '}\\n</tool_call>' }}
+    {%- else %}{{- '\\n' + message.content }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+"""For conversations with tools alone: it goes through them without asking whether there are any."""
+
 ALL = {
     "turns": TURNS_WITH_TOOLS,
     "headers": HEADERS_WITH_DATE,

@@ -10,7 +10,7 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length"
 
 
 def read_folder_facts(folder: Path) -> ModelFacts:
-    """Reads config.json, generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    """Reads config.json, generation_config.json, tokenizer.json, tokenizer_config.json, and chat templates.
 
     Only the first and the third must be there.
 
@@ -28,6 +28,7 @@ def read_folder_facts(folder: Path) -> ModelFacts:
     tokenizer_config = read_json_object(folder / "tokenizer_config.json")
     special_token_ids = _special_token_ids(read_json_object(folder / "tokenizer.json"))
     special_tokens = _special_tokens(tokenizer_config)
+    templates = _chat_templates(folder, tokenizer_config)
     return ModelFacts(
         architecture=_architecture(config),
         context_token_count=_whole_number(folder, text_config, _CONTEXT_KEYS),
@@ -35,7 +36,8 @@ def read_folder_facts(folder: Path) -> ModelFacts:
         end_of_sequence_token_ids=_end_ids(generation, text_config, special_tokens, special_token_ids),
         special_tokens=special_tokens,
         special_token_ids=special_token_ids,
-        chat_template=_chat_template(folder, tokenizer_config),
+        chat_template=templates.get("default"),
+        tool_chat_template=templates.get("tool_use"),
         generation=generation,
         generation_origin=str(folder / "generation_config.json"),
     )
@@ -90,17 +92,19 @@ def _special_token_ids(tokenizer: Mapping[str, object]) -> dict[str, int]:
     }
 
 
-def _chat_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str | None:
-    """Returns the template: a file of its own, else the entry in tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise StartupError(f"cannot read {path}: {error}") from error
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        # Several templates, each with a name.
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _chat_templates(folder: Path, tokenizer_config: Mapping[str, object]) -> dict[str, str]:
+    """Returns the templates by name: those in files of their own, else the entry in tokenizer_config.json."""
+    entry = tokenizer_config.get("chat_template")
+    if isinstance(entry, list):
+        named = {each.get("name"): each.get("template") for each in entry if isinstance(each, dict)}
+    else:
+        named = {"default": entry}
+    found = {str(name): source for name, source in named.items() if isinstance(source, str)}
+    others = folder / "additional_chat_templates"
+    for path in (folder / "chat_template.jinja", *sorted(others.glob("*.jinja"))):
+        if path.is_file():
+            try:
+                found["default" if path.parent == folder else path.stem] = path.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise StartupError(f"cannot read {path}: {error}") from error
+    return found

@@ -43,7 +43,7 @@ def read_gguf_facts(path: Path) -> ModelFacts:
         raise StartupError(
             f"{path} lacks general.architecture, tokenizer.ggml.tokens or the context length: is it a language model?"
         )
-    template = metadata.get("tokenizer.chat_template")
+    template, tool_template = (metadata.get(f"tokenizer.chat_template{suffix}") for suffix in ("", ".tool_use"))
     sampling = {name: metadata.get(f"general.sampling.{key}") for name, key in _SAMPLING_KEYS.items()}
     return ModelFacts(
         architecture=architecture,
@@ -53,6 +53,7 @@ def read_gguf_facts(path: Path) -> ModelFacts:
         special_tokens=_special_tokens(metadata, tokens),
         special_token_ids=_special_token_ids(metadata, tokens),
         chat_template=template if isinstance(template, str) else None,
+        tool_chat_template=tool_template if isinstance(tool_template, str) else None,
         generation={name: value for name, value in sampling.items() if value is not None},
         generation_origin=str(path),
     )

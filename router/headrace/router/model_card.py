@@ -43,6 +43,8 @@ class ModelCard:
     default_max_new_token_count: int | None = None
     """None is "up to the context"."""
     chat_template: str | None = None
+    tool_chat_template: str | None = None
+    """The one for conversations with tools, of a model that has one apart."""
     special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     """By the name that chat templates use, such as `bos_token`."""
     takes_tools: bool = False
@@ -58,7 +60,14 @@ class ModelCard:
         Raises:
             StartupError: the template is not valid.
         """
-        return None if self.chat_template is None else ChatTemplate(self.chat_template, self.special_tokens)
+        if self.chat_template is None:
+            return None
+        return ChatTemplate(self.chat_template, self.special_tokens, tool_template=self.tool_chat_template)
+
+    @property
+    def calling_template(self) -> str:
+        """The template that writes calls; empty if there is none."""
+        return self.tool_chat_template or self.chat_template or ""
 
 
 def load_model_card(source: Path, name: str) -> ModelCard:
@@ -77,6 +86,7 @@ def load_model_card(source: Path, name: str) -> ModelCard:
         default_sampling=_default_sampling(facts),
         default_max_new_token_count=_default_max_new_token_count(facts),
         chat_template=facts.chat_template,
+        tool_chat_template=facts.tool_chat_template,
         special_tokens=facts.special_tokens,
     )
     template = card.compile_chat_template()
@@ -87,7 +97,7 @@ def load_model_card(source: Path, name: str) -> ModelCard:
         card,
         end_of_sequence_token_ids=ends if turn_end is None or turn_end in ends else (*ends, turn_end),
         takes_tools=template.takes_tools,
-        tool_format=probe_tool_format(card.chat_template, template),
+        tool_format=probe_tool_format(card.calling_template, template),
         reasoning_format=detect_reasoning_format(card.chat_template),
     )
 

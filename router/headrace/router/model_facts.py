@@ -23,6 +23,8 @@ class ModelFacts:
     special_token_ids: Mapping[str, int]
     """Ids of all special tokens, by text."""
     chat_template: str | None
+    tool_chat_template: str | None
+    """The one for conversations with tools, of a model that has one; by convention it is named `tool_use`."""
     generation: Mapping[str, object]
     """Generation defaults, by the names of generation_config.json."""
     generation_origin: str

@@ -35,7 +35,7 @@ class RequestGrammars:
             return token_id if token_id in tokenizer.special_token_ids else None
 
         self._compiler = ConstraintCompiler(vocabulary)
-        self._notation = ChatNotation(card.tool_format, card.chat_template or "", mark_id)
+        self._notation = ChatNotation(card.tool_format, card.calling_template, mark_id)
 
     async def of(self, request: GenerationRequest, output: ChatOutput) -> Hold:
         """Returns what holds the completions of a request that needs a grammar, in which `output` is expected.

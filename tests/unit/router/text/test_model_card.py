@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chat_templates import TOOLS_TAKEN_FOR_GRANTED
 from text_models import (
     CHAT_ML,
     byte_level_backend,
@@ -14,6 +15,7 @@ from text_models import (
     write_gguf,
 )
 
+from headrace.contract.chat_output import ToolFormat
 from headrace.contract.errors import StartupError
 from headrace.contract.generation import ChatMessage, ChatPrompt
 from headrace.contract.sampling import SamplingParams
@@ -137,6 +139,23 @@ def test_the_default_of_several_templates_is_taken(tmp_path: Path) -> None:
     several = [{"name": "rag", "template": "x"}, {"name": "default", "template": "y"}]
     folder = write_folder(tmp_path, tokenizer_config={"chat_template": several})
     assert load_model_card(folder, "m").chat_template == "y"
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": CHAT_ML}, {"name": "tool_use", "template": TOOLS_TAKEN_FOR_GRANTED}]
+    listed = load_model_card(write_folder(tmp_path / "listed", tokenizer_config={"chat_template": several}), "m")
+    folder = write_folder(tmp_path / "filed")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TOOLS_TAKEN_FOR_GRANTED)
+    metadata = byte_level_metadata() | {
+        "tokenizer.chat_template": CHAT_ML,
+        "tokenizer.chat_template.tool_use": TOOLS_TAKEN_FOR_GRANTED,
+    }
+    packed = load_model_card(write_gguf(tmp_path / "m.gguf", metadata), "m")
+    for card in (listed, load_model_card(folder, "m"), packed):
+        assert (card.chat_template, card.tool_chat_template) == (CHAT_ML, TOOLS_TAKEN_FOR_GRANTED)
+        assert card.takes_tools
+        assert card.tool_format is ToolFormat.HERMES
 
 
 @pytest.mark.parametrize(
