@@ -44,7 +44,7 @@ class ModelRunner:
             adapters: Those of its rows; None if no row has one.
         """
         if self._pages is not None:
-            self._pages.reach(int(flat.slot_ids.max()) // self._block_size)
+            self._pages.begin_step(int(flat.slot_ids.max()) // self._block_size)
         attention = self._kernels.prepare_attention(
             self._tensor(block_tables),
             self._tensor(flat.query_starts.astype(np.int32)),
@@ -84,7 +84,10 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> ForwardResult:
         """Returns logits for each row that samples, and the hidden states that are wanted beside them."""
-        return self._model.forward(batch)
+        result = self._model.forward(batch)
+        if self._pages is not None:
+            self._pages.end_step()
+        return result
 
     @torch.inference_mode()
     def project(self, hidden: torch.Tensor) -> torch.Tensor:

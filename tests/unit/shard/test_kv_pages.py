@@ -11,7 +11,8 @@ from headrace.shard.kv_cache import KvBudget, LayerCache, allocate
 from headrace.shard.kv_pages import KvPages
 from tests.unit.shard.test_sizing import CONFIG
 
-BLOCK_SHAPE = (2, 16, 16)
+BLOCK_SHAPE = (2, 16, 16384)
+"""A huge page each. Nobody writes to them, so they take no memory."""
 
 
 class Work:
@@ -38,7 +39,7 @@ class Memory:
 
     def __init__(self, block_count: int, *, is_possible: bool = True) -> None:
         self.caches = [
-            LayerCache(keys=torch.zeros(block_count, *BLOCK_SHAPE), values=torch.zeros(block_count, *BLOCK_SHAPE))
+            LayerCache(keys=torch.empty(block_count, *BLOCK_SHAPE), values=torch.empty(block_count, *BLOCK_SHAPE))
             for _ in range(2)
         ]
         self._tensors = [tensor for cache in self.caches for tensor in (cache.keys, cache.values)]
@@ -56,8 +57,34 @@ class Memory:
         return self._is_possible
 
 
-def make(memory: Memory, work: Work) -> KvPages:
-    return KvPages(memory.caches, ahead_block_count=8, populate=memory.populate, start=work)
+class Time:
+    """A clock that goes on when somebody sleeps, and what happens meanwhile."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def sleep(self, duration_s: float) -> None:
+        self.now_s += 1.5 * duration_s
+        assert self.meanwhile, "nothing would ever end this"
+        self.meanwhile.pop(0)()
+
+
+def make(memory: Memory, work: Work, time: Time | None = None) -> KvPages:
+    time = time or Time()
+    return KvPages(
+        memory.caches, ahead_block_count=8, populate=memory.populate, start=work, clock=time.clock, sleep=time.sleep
+    )
+
+
+def step(pages: KvPages, time: Time, block_id: int) -> None:
+    """Runs a step, and rests for longer than it takes to be idle."""
+    pages.begin_step(block_id)
+    pages.end_step()
+    time.now_s += 1.0
 
 
 def test_begins_with_the_first_blocks_of_every_layer() -> None:
@@ -69,64 +96,102 @@ def test_begins_with_the_first_blocks_of_every_layer() -> None:
 
 
 def test_stays_ahead_of_the_highest_block() -> None:
-    memory, work = Memory(100), Work()
-    pages = make(memory, work)
+    memory, work, time = Memory(100), Work(), Time()
+    pages = make(memory, work, time)
     work.do()
     for block_id in range(40):
-        pages.reach(block_id)
+        step(pages, time, block_id)
         work.do()
-        assert all(blocks >= set(range(min(100, block_id + 7))) for blocks in memory.blocks)
+        assert all(blocks >= set(range(block_id + 7)) for blocks in memory.blocks)
         assert all(max(blocks) <= block_id + 8 for blocks in memory.blocks)
 
 
 def test_blocks_that_were_used_before_start_nothing() -> None:
-    memory, work = Memory(100), Work()
-    pages = make(memory, work)
+    memory, work, time = Memory(100), Work(), Time()
+    pages = make(memory, work, time)
     work.do()
-    pages.reach(30)
+    step(pages, time, 30)
     work.do()
     for block_id in (0, 30, 12):
-        pages.reach(block_id)
+        step(pages, time, block_id)
     assert work.do() == 0
 
 
 def test_does_not_start_for_each_block() -> None:
-    memory, work = Memory(1000), Work()
-    pages = make(memory, work)
+    memory, work, time = Memory(1000), Work(), Time()
+    pages = make(memory, work, time)
     started_count = work.do()
     for block_id in range(100):
-        pages.reach(block_id)
+        step(pages, time, block_id)
         started_count += work.do()
     assert started_count == 1 + 100 // 2
 
 
 def test_waits_for_what_goes_on() -> None:
-    memory, work = Memory(100), Work()
-    pages = make(memory, work)
-    pages.reach(20)
-    pages.reach(40)
+    memory, work, time = Memory(100), Work(), Time()
+    pages = make(memory, work, time)
+    step(pages, time, 20)
+    step(pages, time, 40)
     assert work.do() == 1
-    pages.reach(41)
+    step(pages, time, 41)
     work.do()
     assert all(set(range(41, 50)) <= blocks for blocks in memory.blocks)
 
 
+def test_leaves_the_processors_to_steps() -> None:
+    memory, work, time = Memory(100), Work(), Time()
+    pages = make(memory, work, time)
+    work.do()
+    counts: list[int] = []
+
+    def note() -> None:
+        counts.append(memory.call_count)
+
+    def end() -> None:
+        note()
+        pages.end_step()
+
+    pages.begin_step(2)
+    # Two looks while the step runs, and one when the next could still follow at once.
+    time.meanwhile = [note, end, note]
+    work.do()
+    assert counts == [4 * 8] * 3
+    assert memory.blocks == [set(range(11))] * 4
+
+
+def test_goes_on_beside_steps_that_come_close() -> None:
+    memory, work, time = Memory(100), Work(), Time()
+    pages = make(memory, work, time)
+    work.do()
+    laid_out: list[int] = []
+
+    def end() -> None:
+        laid_out.append(min(max(blocks) for blocks in memory.blocks))
+        pages.end_step()
+
+    pages.begin_step(2)
+    time.meanwhile = [lambda: pages.begin_step(4), end, lambda: None]
+    work.do()
+    assert laid_out == [4 + 4], "half of what is kept ahead of a step is not left to chance"
+    assert memory.blocks == [set(range(11))] * 4
+
+
 def test_ends_with_the_cache() -> None:
-    memory, work = Memory(11), Work()
-    pages = make(memory, work)
+    memory, work, time = Memory(11), Work(), Time()
+    pages = make(memory, work, time)
     work.do()
     for block_id in range(11):
-        pages.reach(block_id)
+        step(pages, time, block_id)
         work.do()
     assert memory.blocks == [set(range(11))] * 4
     assert work.do() == 0
 
 
 def test_a_system_that_cannot_is_asked_once() -> None:
-    memory, work = Memory(100, is_possible=False), Work()
-    pages = make(memory, work)
+    memory, work, time = Memory(100, is_possible=False), Work(), Time()
+    pages = make(memory, work, time)
     work.do()
-    pages.reach(50)
+    step(pages, time, 50)
     assert work.do() == 0
     assert memory.call_count == 1
 
