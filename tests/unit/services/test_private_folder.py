@@ -1,9 +1,13 @@
 """A folder of sockets outlives its process only until the next one starts."""
 
+import fcntl
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +26,7 @@ with private_folder() as folder:
 @pytest.fixture(autouse=True)
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
@@ -47,3 +51,34 @@ def test_one_of_a_killed_process_is_removed_and_one_of_a_living_is_not(parent: P
     assert (theirs / "shard-0.sock").exists()
     with private_folder() as ours:
         assert {*parent.iterdir()} == {ours, parent / "headrace-notes"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(tempfile, "mkdtemp"), (os, "open"), (fcntl, "flock"), (Path, "rename"), (Path, "glob")]
+)
+def test_another_that_starts_at_any_moment_of_the_start_takes_nothing(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """Another server comes and goes before and after each thing that a start does to the file system."""
+    original: Callable[..., Any] = getattr(owner, name)
+    start_count = 0
+
+    def start_another() -> None:
+        nonlocal start_count
+        monkeypatch.setattr(owner, name, original)
+        with private_folder():
+            start_count += 1
+        monkeypatch.setattr(owner, name, beset)
+
+    def beset(*arguments: Any, **options: Any) -> Any:
+        start_another()
+        result = original(*arguments, **options)
+        start_another()
+        return result
+
+    monkeypatch.setattr(owner, name, beset)
+    with private_folder() as ours:
+        monkeypatch.setattr(owner, name, original)
+        assert start_count >= 2
+        assert (ours / "lock").exists()
+        assert list(parent.iterdir()) == [ours]
