@@ -290,6 +290,8 @@ class TranslationSettings(ProcessSettings):
 
     body_size_limit: Annotated[ByteSize, Field(json_schema_extra={"aliases": ["payload-limit"]})] = ByteSize(16 * 2**20)
     """Largest body of an HTTP request, in bytes or with a unit such as `16MiB`."""
+    read_timeout_s: PositiveFloat = 60.0
+    """How long the request line and headers of an HTTP request may take to come, and then its body, in seconds."""
     deadline_s: PositiveFloat = 600.0
     """How long a request may take in all, waiting included, in seconds. The header `x-request-timeout-s` may ask for
     less."""

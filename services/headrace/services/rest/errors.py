@@ -83,7 +83,9 @@ TABLE: Mapping[type[HeadraceError], ErrorWords] = {
 }
 """Words of each class; a subclass that is not listed has those of its parent."""
 
-_HTTP_STATUSES = (400, 404, 405, 413, 415)
+_BODY_STATUSES = (408, 413)
+"""Of bodies that were not read to their end."""
+_HTTP_STATUSES = (400, 404, 405, 415, *_BODY_STATUSES)
 """What may be wrong with a request before its content is understood."""
 
 _HTTP_TYPES = {404: "not_found_error", 413: "request_too_large"}
@@ -150,6 +152,9 @@ def advice_of(error: HeadraceError) -> dict[str, str]:
 
     A time is in whole seconds, at least one, since a zero means at once.
     """
+    if isinstance(error, HttpProblem) and error.status in _BODY_STATUSES:
+        # What is left of the body is not read, and not waited for either.
+        return {"connection": "close"}
     if isinstance(error, Unauthenticated):
         return {"www-authenticate": "Bearer"}
     if error.retry_after_s is None:

@@ -1,5 +1,6 @@
-"""HTTP/1.1 as uvicorn reads it, with a bound for the line and the headers of a request."""
+"""HTTP/1.1 as uvicorn reads it, with bounds for the size of a request's head and for the time it takes to come."""
 
+import asyncio
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -7,14 +8,41 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_LIMIT_BYTES: Final = 32 * 1024
 """What a request line with all headers may take. Keys, ids and traces take a few hundred bytes."""
 
-_REFUSAL: Final = b"the request line and the headers are larger than the limit of %d bytes" % HEAD_LIMIT_BYTES
+
+def _answer(status: bytes, text: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+        status,
+        len(text),
+        text,
+    )
+
+
+_TOO_LARGE: Final = _answer(
+    b"431 Request Header Fields Too Large",
+    b"the request line and the headers are larger than the limit of %d bytes" % HEAD_LIMIT_BYTES,
+)
+_TOO_SLOW: Final = _answer(b"408 Request Timeout", b"the request line and the headers took too long to come")
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Answers 431 where uvicorn would go on collecting headers as long as they come."""
+    """Answers 431 or 408 where uvicorn would go on waiting for a head as long as it comes, or does not."""
+
+    head_timeout_s = 60.0
+    """From when a connection is made, or a request begins on one that is kept, until its headers are there."""
 
     _is_in_head = False
     _head_size_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Takes a new connection."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Takes note of the end of a connection."""
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes of a connection."""
@@ -25,21 +53,23 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if was_in_head and self._is_in_head:
             self._head_size_bytes += len(data)
             if self._head_size_bytes > HEAD_LIMIT_BYTES:
-                self._refuse()
+                self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """Takes note of the beginning of a request."""
         self._is_in_head = True
         self._head_size_bytes = 0
+        self._start_timer()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Takes note of the end of the headers."""
         self._is_in_head = False
+        self._stop_timer()
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_LIMIT_BYTES:
-            self._refuse()
+            self._refuse(_TOO_LARGE)
             # Ends the parser, too; what it would have uvicorn say is not sent any more.
-            raise ValueError(_REFUSAL.decode())
+            raise ValueError("the head is too large")
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -47,9 +77,34 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().send_400_response(msg)
 
-    def _refuse(self) -> None:
-        self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
-        )
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.head_timeout_s, self._end_waiting)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_waiting(self) -> None:
+        if self._is_answering:
+            self._start_timer()
+        else:
+            self._refuse(_TOO_SLOW)
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether an earlier request of the connection is not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, answer: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if not self._is_answering:
+            self.transport.write(answer)
         self.transport.close()
+
+
+def bounded_protocol(head_timeout_s: float) -> type[BoundedHeadProtocol]:
+    """Returns the protocol for uvicorn, which makes an instance for each connection."""
+    return type("Protocol", (BoundedHeadProtocol,), {"head_timeout_s": head_timeout_s})

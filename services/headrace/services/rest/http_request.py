@@ -61,22 +61,25 @@ def request_id_for_router(context: CallContext, index: int = 0) -> str:
     return f"{context.request_id[:110]}-{uuid.uuid4().hex[:12]}"
 
 
-async def read_bytes(request: Request, limit_bytes: int) -> bytes:
+async def read_bytes(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
     """Reads a body.
 
     Raises:
-        HttpProblem: it is too large, or encoded.
+        HttpProblem: it is too large or too slow, or encoded.
         ClientGone: the caller hung up.
     """
     _check_headers(request.headers, limit_bytes)
     chunks: list[bytes] = []
     size_bytes = 0
     try:
-        async for chunk in request.stream():
-            size_bytes += len(chunk)
-            if size_bytes > limit_bytes:
-                raise _too_large(limit_bytes)
-            chunks.append(chunk)
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size_bytes += len(chunk)
+                if size_bytes > limit_bytes:
+                    raise _too_large(limit_bytes)
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise HttpProblem(408, f"the body took longer to come than the limit of {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise ClientGone from error
     return b"".join(chunks)

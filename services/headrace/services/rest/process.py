@@ -20,7 +20,7 @@ from headrace.services.exposure import check_listener
 from headrace.services.grpc_poller import considerate_poller
 from headrace.services.log import Event, configure, logger
 from headrace.services.rest.app import build_app
-from headrace.services.rest.http_protocol import BoundedHeadProtocol
+from headrace.services.rest.http_protocol import bounded_protocol
 from headrace.services.rest.router_link import RouterLink
 from headrace.services.rest.sidecar import Limits, Sidecar
 from headrace.services.server_tls import ServerTls
@@ -86,6 +86,7 @@ async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:
         link=link,
         limits=Limits(
             body_size_bytes=settings.body_size_limit,
+            read_timeout_s=settings.read_timeout_s,
             deadline_s=settings.deadline_s,
             client_batch_count=settings.client_batch_limit,
         ),
@@ -148,7 +149,7 @@ def make_server(sidecar: Sidecar, settings: RestSettings, tls: ServerTls | None 
     return HttpServer(
         uvicorn.Config(
             build_app(sidecar, cors_origins=settings.cors_allow_origin, with_ui=settings.ui),
-            http=BoundedHeadProtocol,
+            http=bounded_protocol(settings.read_timeout_s),
             loop="none",
             lifespan="off",
             ws="none",

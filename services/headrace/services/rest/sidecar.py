@@ -28,6 +28,8 @@ class Limits:
     """What the sidecar itself bounds."""
 
     body_size_bytes: int
+    read_timeout_s: float
+    """How long the body of a request may take to come."""
     deadline_s: float
     client_batch_count: int
 
@@ -81,7 +83,8 @@ class Exchange:
         """Reads the body; see `read_bytes`."""
         if self.peeked is not None:
             return self.peeked
-        return await read_bytes(request, self.sidecar.limits.body_size_bytes)
+        limits = self.sidecar.limits
+        return await read_bytes(request, limit_bytes=limits.body_size_bytes, timeout_s=limits.read_timeout_s)
 
     def router_request_id(self, index: int = 0) -> str:
         """Returns the id of one of the calls made for this request."""

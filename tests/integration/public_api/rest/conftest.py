@@ -42,15 +42,21 @@ class RestDeployment:
 
 @asynccontextmanager
 async def run_sidecar(
-    address: str, security: ChannelSecurity | None = None, tls: ServerTls | None = None, tracing: Any = None
+    address: str,
+    security: ChannelSecurity | None = None,
+    tls: ServerTls | None = None,
+    tracing: Any = None,
+    read_timeout_s: float = 60.0,
 ) -> AsyncIterator[tuple[Sidecar, str]]:
     link = RouterLink([address], message_size_limit_bytes=4 * 2**20, security=security)
-    limits = Limits(body_size_bytes=BODY_LIMIT_BYTES, deadline_s=30.0, client_batch_count=8)
+    limits = Limits(
+        body_size_bytes=BODY_LIMIT_BYTES, read_timeout_s=read_timeout_s, deadline_s=30.0, client_batch_count=8
+    )
     sidecar = Sidecar(
         link=link, limits=limits, started_at_s=int(time.time()), is_ending=asyncio.Event(), tracing=tracing
     )
     listener, bound = listen(parse_address("127.0.0.1:0"))
-    server = make_server(sidecar, RestSettings(), tls)
+    server = make_server(sidecar, RestSettings(read_timeout_s=read_timeout_s), tls)
     serving = asyncio.ensure_future(server.serve([listener]))
     try:
         await server.wait_started()
@@ -72,11 +78,12 @@ def deploy_rest(deploy: Callable[..., Any]) -> Callable[..., Any]:
         sidecar_tls: ServerTls | None = None,
         trust: ssl.SSLContext | None = None,
         rest_tracing: Any = None,
+        read_timeout_s: float = 60.0,
         **options: Any,
     ) -> AsyncIterator[RestDeployment]:
         async with (
             deploy(**options) as router,
-            run_sidecar(router.address, security, sidecar_tls, rest_tracing) as (sidecar, base_url),
+            run_sidecar(router.address, security, sidecar_tls, rest_tracing, read_timeout_s) as (sidecar, base_url),
         ):
             async with httpx2.AsyncClient(base_url=base_url, timeout=30, verify=trust or True) as http:
                 yield RestDeployment(router, sidecar, http, base_url)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -193,3 +195,58 @@ async def test_a_body_is_not_taken_for_a_head(rest: Any) -> None:
     both = (start + b"\r\n") % len(body) + body + start % len(body)
     answers = await head_status(rest, both + b"connection: close\r\n", b"\r\n", body)
     assert b" 200 " in answers
+
+
+SLOW = [
+    b"",
+    b"POST /v1/comp",
+    HEAD,
+    with_body(STREAM[:20], len(STREAM)),
+    HEAD + b'transfer-encoding: chunked\r\n\r\n5\r\n{"pro',
+    b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\nGET /ping",
+]
+
+
+async def test_whoever_stops_sending_is_not_waited_for(deploy_rest: Callable[..., Any]) -> None:
+    async with deploy_rest(read_timeout_s=0.2) as rest:
+        host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+        for sent in SLOW:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert b"HTTP/1.1 408 " in answer, (sent, answer)
+            writer.close()
+        await rest.idle()
+
+
+async def test_a_trickle_is_not_taken_for_progress(deploy_rest: Callable[..., Any]) -> None:
+    """A byte now and then, which bounds between two of them would let go on forever."""
+    async with deploy_rest(read_timeout_s=0.3) as rest:
+        host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+        for start in (b"GET /ping HTTP/1.1\r\nx-a: ", with_body(b'{"prompt":"', 1000)):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(start)
+            answer = asyncio.ensure_future(reader.read())
+            sent_count = 0
+            while not answer.done() and sent_count < 200:
+                writer.write(b"x")
+                sent_count += 1
+                await asyncio.wait([answer], timeout=0.05)
+            assert b"HTTP/1.1 408 " in answer.result()
+            assert b"connection: close" in answer.result().lower()
+            writer.close()
+
+
+async def test_a_long_answer_is_not_cut_by_the_time_to_send(deploy_rest: Callable[..., Any]) -> None:
+    """Nor by the beginning of a next request behind it."""
+    async with deploy_rest(read_timeout_s=0.1) as rest:
+        host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2**24)
+        began_s = time.monotonic()
+        writer.write(with_body(STREAM) + b"GET /ping HT")
+        answer = await asyncio.wait_for(reader.readuntil(b"data: [DONE]"), 20)
+        assert time.monotonic() - began_s > 0.1
+        answer += await asyncio.wait_for(reader.read(), 10)
+        assert answer.count(b"HTTP/1.1 ") == 2
+        assert answer.rpartition(b"HTTP/1.1 ")[2].startswith(b"408 ")
+        writer.close()
