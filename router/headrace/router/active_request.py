@@ -15,7 +15,7 @@ from headrace.contract.generation import (
     Usage,
     ValidRequest,
 )
-from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, RowError
+from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, NO_TOKEN_LEFT, RowError
 from headrace.router.active_completion import ActiveCompletion
 from headrace.router.admission import Permit
 from headrace.router.output_stream import OutputStream
@@ -222,7 +222,11 @@ def _unlikeliness(mean_logprob: float | None) -> float:
 
 
 def _failure(error: RowError) -> HeadraceError:
-    """Returns what the caller is told of a row that failed: a grammar is the caller's own, the rest is ours."""
+    """Returns what the caller is told of a row that failed: what it forbade is its own, the rest is ours."""
     if error.reason == CONSTRAINT_TOO_COMPLEX:
         return InvalidRequest.of("constraint", "one of its tokens takes more work than is allowed; make it simpler")
+    if error.reason == NO_TOKEN_LEFT:
+        return InvalidRequest.of(
+            "sampling", "no token is left to draw: the banned words, the constraint and the least length bar them all"
+        )
     return RowFailed("the model server failed on this request", metadata={"cause": error.reason})

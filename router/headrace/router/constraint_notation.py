@@ -94,6 +94,10 @@ def _json_grammar(schema: str) -> str:
     parsed = json.loads(schema)
     if not isinstance(parsed, dict | bool):
         raise ValueError("a schema is a JSON object, true or false")
+    if parsed is False:
+        raise ValueError("nothing conforms to the schema false")
+    if parsed is True:
+        schema = "{}"
     return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]  # a subset
 
 

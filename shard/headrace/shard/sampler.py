@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, RowError, RowLogprobs
+from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, NO_TOKEN_LEFT, RowError, RowLogprobs
 from headrace.kernels.dispatch import Kernels
 from headrace.shard.input_batch import InputBatch, StepRows
 from headrace.shard.logits_processor import LogitsProcessor
@@ -14,7 +14,7 @@ from headrace.shard.logprob_reporter import DrawnTokens, LogprobReporter
 
 _ERRORS = {
     "LOGITS_NOT_FINITE": "the model computed a logit that is not a finite number",
-    "NO_TOKEN_LEFT": "every token is barred, by the grammar, banned words or the minimum length",
+    NO_TOKEN_LEFT: "every token is barred, by the grammar, banned words or the minimum length",
 }
 
 
@@ -65,7 +65,7 @@ class Sampler:
         else:
             token_ids = self._sample(processed, batch, places)
         rows = step.rows[step.samples]
-        errors = dict.fromkeys(is_empty.nonzero()[0].tolist(), ("NO_TOKEN_LEFT", _ERRORS["NO_TOKEN_LEFT"]))
+        errors = dict.fromkeys(is_empty.nonzero()[0].tolist(), (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT]))
         for index, detail in processor.failed_grammars.items():
             errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
         for index in is_broken.nonzero()[0].tolist():

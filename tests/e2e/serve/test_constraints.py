@@ -227,3 +227,5 @@ async def test_hostile_constraints_are_refused_and_disturb_nobody(serve: Serve) 
         with pytest.raises(InvalidRequest) as caught:
             await client.generate("Once", constraint=Regex("a+"), ignore_end_of_sequence=True)
         assert caught.value.violations[0].field == "stopping.ignore_end_of_sequence"
+        with pytest.raises(InvalidRequest, match="no token is left to draw"):
+            await client.generate("Once", constraint=Choices(["yes", "no"]), banned_words=["ye", "no"])

@@ -80,6 +80,8 @@ class StepPlan:
     """Rows that compute nothing, ascending."""
 
 
+NO_TOKEN_LEFT = "NO_TOKEN_LEFT"
+"""Reason of a row whose request bars every token that could come next."""
 CONSTRAINT_TOO_COMPLEX = "CONSTRAINT_TOO_COMPLEX"
 """Reason of a RowError: what the row is held to takes more work for a token than is allowed."""
 

@@ -44,8 +44,14 @@ def test_what_is_wrong_is_said(compiler: ConstraintCompiler) -> None:
     assert "uniqueItems" in reason_of(compiler, kinds.JSON_SCHEMA, '{"type": "array", "uniqueItems": true}')
     assert "Expecting" in reason_of(compiler, kinds.JSON_SCHEMA, "{")
     assert "a schema is" in reason_of(compiler, kinds.JSON_SCHEMA, "[]")
+    assert "nothing conforms" in reason_of(compiler, kinds.JSON_SCHEMA, "false")
     assert "'missing' not found" in reason_of(compiler, kinds.EBNF, "root ::= missing")
     assert "no text belongs to it" in reason_of(compiler, kinds.LARK, "start: start")
+
+
+def test_the_schema_true_is_any_json(compiler: ConstraintCompiler) -> None:
+    grammars = [compiler.compile(Constraint(ConstraintKind.JSON_SCHEMA, text)) for text in ("true", "{}", " true ")]
+    assert grammars[0] == grammars[1] == grammars[2]
 
 
 def test_a_keyword_cannot_be_dropped_by_the_schema_itself(compiler: ConstraintCompiler) -> None:
