@@ -172,7 +172,7 @@ class Admission:
 
     def _even_part(self, limit: int, tenant: str) -> int:
         """Returns what each tenant may have of a limit for sure, this one among those that wait."""
-        return limit // len(self._parts.keys() | {tenant})
+        return limit // (len(self._parts) + (tenant not in self._parts))
 
     def _turn_away(self, why: str) -> QueueFull:
         self._turned_away_count += 1

@@ -8,8 +8,16 @@ from headrace.router.tenant_shares import TenantShares
 from headrace.router.waiting_queue import WaitingQueue
 
 
-def make_sequence(sequence_id: int, arrival_s: float = 0.0, token_count: int = 3) -> Sequence:
-    return Sequence(sequence_id=sequence_id, request=make_request(range(token_count)), arrival_s=arrival_s)
+def make_sequence(sequence_id: int, arrival_s: float = 0.0, token_count: int = 3, tenant: str = "") -> Sequence:
+    request = make_request(range(token_count), tenant=tenant)
+    return Sequence(sequence_id=sequence_id, request=request, arrival_s=arrival_s)
+
+
+class Shares(TenantShares):
+    """Counters that a test raises."""
+
+    def add(self, tenant: str, token_count: int) -> None:
+        self._counts[tenant] += token_count
 
 
 @pytest.fixture
@@ -61,3 +69,57 @@ def test_counts_the_tokens_as_they_came(queue: WaitingQueue) -> None:
     assert queue.token_count == 9
     queue.clear()
     assert (queue.token_count, len(queue)) == (0, 0)
+
+
+def test_the_head_is_that_of_a_search_through_all_whatever_happens() -> None:
+    """Tenants come and go, what they had rises, and what ran before comes back among what is new."""
+    random_source = random.Random(4)
+    shares = Shares({})
+    queue = WaitingQueue(lambda sequence: sequence.arrival_s, shares)
+    waiting: list[Sequence] = []
+    for number in range(4000):
+        action = random_source.random()
+        if action < 0.5 or not waiting:
+            tenant = f"tenant-{random_source.randrange(1 + number // 50)}"
+            sequence = make_sequence(number, arrival_s=random_source.randrange(1000), tenant=tenant)
+            sequence.admission_count = random_source.random() < 0.05
+            queue.push(sequence)
+            waiting.append(sequence)
+        elif action < 0.75:
+            queue.remove(waiting.pop(random_source.randrange(len(waiting))))
+        else:
+            shares.add(random_source.choice(waiting).request.tenant, random_source.randrange(50))
+        assert queue.head is first_of(waiting, shares), number
+
+
+def first_of(waiting: list[Sequence], shares: TenantShares) -> Sequence | None:
+    heads: dict[str, Sequence] = {}
+    for sequence in sorted(waiting, key=lambda sequence: (sequence.arrival_s, sequence.sequence_id)):
+        heads.setdefault(sequence.request.tenant, sequence)
+
+    def turn(head: Sequence) -> tuple[bool, int, float, int]:
+        count = 0 if head.admission_count else shares.count(head.request.tenant)
+        return not head.admission_count, count, head.arrival_s, head.sequence_id
+
+    return min(heads.values(), key=turn, default=None)
+
+
+def test_a_choice_among_very_many_tenants_looks_at_few() -> None:
+    asked: list[Sequence] = []
+
+    def urgency(sequence: Sequence) -> float:
+        asked.append(sequence)
+        return sequence.arrival_s
+
+    shares = Shares({})
+    queue = WaitingQueue(urgency, shares)
+    for number in range(2000):
+        queue.push(make_sequence(number, arrival_s=number, tenant=f"tenant-{number}"))
+    asked.clear()
+    for number in range(2000, 2100):
+        head = queue.head
+        assert head is not None
+        queue.remove(head)
+        shares.add(head.request.tenant, 5)
+        queue.push(make_sequence(number, arrival_s=number, tenant=head.request.tenant))
+    assert len(asked) < 100 * 50
