@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from headrace.client import calls
 from headrace.client.options import TokenizeChatOptions
 from headrace.client.results import Tokenization
+from headrace.contract.errors import Forbidden
 from headrace.services.rest.openai_answer import json_response
 from headrace.services.rest.openai_chat import ChatBody
 from headrace.services.rest.sidecar import Exchange
@@ -22,7 +23,7 @@ class Info(TypedDict):
     model_sha: str | None
     model_pipeline_tag: str
     model_dtype: str
-    max_concurrent_requests: int
+    max_concurrent_requests: int | None
     max_best_of: int
     max_stop_sequences: int
     max_input_tokens: int
@@ -76,13 +77,12 @@ async def get_info(request: Request, exchange: Exchange) -> Response:
     """Describes the model and the limits."""
     del request
     model = await exchange.link.model("", exchange.context)
-    load = await exchange.link.unary(calls.get_load(), exchange.context)
     info: Info = {
         "model_id": model.name,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "model_dtype": model.weight_type,
-        "max_concurrent_requests": load.waiting_limit,
+        "max_concurrent_requests": await _waiting_limit(exchange),
         "max_best_of": model.limits.completion_count,
         "max_stop_sequences": model.limits.stop_sequence_count,
         "max_input_tokens": model.limits.prompt_token_count,
@@ -94,6 +94,14 @@ async def get_info(request: Request, exchange: Exchange) -> Response:
         "docker_label": None,
     }
     return json_response(info, exchange.headers())
+
+
+async def _waiting_limit(exchange: Exchange) -> int | None:
+    """Returns how many requests may wait; None where the caller's key tells of models and not of the load."""
+    try:
+        return (await exchange.link.unary(calls.get_load(), exchange.context)).waiting_limit
+    except Forbidden:
+        return None
 
 
 async def tokenize(request: Request, exchange: Exchange) -> Response:

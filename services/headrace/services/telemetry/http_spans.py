@@ -5,6 +5,7 @@ from collections.abc import Callable, Set
 from opentelemetry.trace import SpanKind
 from starlette.types import Scope
 
+from headrace.services.telemetry.http_metrics import UNKNOWN_PATH
 from headrace.services.telemetry.spans import TRACE_PARENT, Tracing, trace_parent_of
 
 
@@ -24,16 +25,18 @@ class HttpSpans:
             scope["method"],
             kind=SpanKind.SERVER,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
-            attributes={"http.request.method": scope["method"], "url.path": scope["path"], "url.scheme": "http"},
+            attributes={"http.request.method": scope["method"], "url.scheme": scope["scheme"]},
         )
         if trace_parent := trace_parent_of(span):
             scope["trace_context"] = {TRACE_PARENT: trace_parent}
 
         def end(status: int) -> None:
-            # Known once the router of the application has found it. A path that is none would make names without end.
+            # Known once the router of the application has found it. A path that is none would make names without end,
+            # and may hold anything: it is not told.
             if route := scope.get("endpoint_path"):
                 span.update_name(f"{scope['method']} {route}")
                 span.set_attribute("http.route", route)
+            span.set_attribute("url.path", route or UNKNOWN_PATH)
             if status:
                 span.set_attribute("http.response.status_code", status)
             self._tracing.end(span, error=str(status) if status >= 500 else "")

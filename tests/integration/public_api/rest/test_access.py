@@ -37,6 +37,9 @@ async def test_keys_and_limits_in_the_words_of_each_protocol(deploy_rest: Callab
         for path, body in paths:
             name = {"x-api-key": KEY} if path == "/v1/messages" else {"authorization": f"Bearer {KEY}"}
             assert (await ask(path, body, **name)).status_code == 200
+        for key, limit in ((KEY, type(None)), ("ops", int)):
+            info = await rest.http.get("/info", headers={"authorization": f"Bearer {key}"})
+            assert (info.status_code, type(info.json()["max_concurrent_requests"])) == (200, limit)
         for (path, body), word in zip(paths, ("rate_limit_error", "rate_limit_error", "overloaded"), strict=True):
             answer = await ask(path, body, authorization=f"Bearer {KEY}")
             assert (answer.status_code, word in answer.text) == (429, True), answer.text

@@ -112,7 +112,9 @@ async def test_failures_are_marked_where_they_are_ours(deploy_rest: Callable[...
             )
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.Generate(request)
-        assert (await rest.http.get("/no/such/path")).status_code == 404
+        for path in ("/no/such/path?key=hr_secret", "/hr_secret", "/v1/models/hr_secret"):
+            headers = {"authorization": "Bearer hr_secret", "x-api-key": "hr_secret", "tracestate": "a=hr_state"}
+            assert (await rest.http.get(path, headers=headers)).status_code == 404
     invalid, failed = (span for span in collector.spans if span.name == GENERATE)
     assert (invalid.attributes["rpc.grpc.status_code"], invalid.has_failed) == (3, False)
     assert (failed.attributes["rpc.grpc.status_code"], failed.has_failed) == (13, True)
@@ -121,7 +123,9 @@ async def test_failures_are_marked_where_they_are_ours(deploy_rest: Callable[...
     assert reasons == ["INVALID_REQUEST", "ROW_FAILED"]
     assert collector.one("run sequence").has_failed
     # A path that a caller made up is no name of a span.
-    assert collector.one("GET").attributes["http.response.status_code"] == 404
+    paths = [span.attributes["url.path"] for span in collector.spans if span.name.startswith("GET")]
+    assert paths == ["unknown", "unknown", "/v1/models/{model:path}"]
+    assert "hr_secret" not in repr(collector.spans)
 
 
 async def test_a_sequence_that_its_caller_gave_up_ends_with_the_last_step(deploy_rest: Callable[..., Any]) -> None:
