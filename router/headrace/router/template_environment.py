@@ -5,7 +5,7 @@ end must not take a thread away for good.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
@@ -127,6 +127,8 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Writes JSON as models were trained on it; Jinja's own filter escapes HTML."""
+    if isinstance(value, Iterator):
+        value = list(value)  # as `map` and `select` return it
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -13,6 +13,8 @@ class ToolFormat(StrEnum):
     """JSON in place of an answer."""
     MISTRAL = "mistral"
     """Behind [TOOL_CALLS]."""
+    DEEPSEEK = "deepseek"
+    """A name and its arguments between marks."""
 
 
 class ReasoningFormat(StrEnum):

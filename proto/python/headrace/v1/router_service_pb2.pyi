@@ -158,8 +158,8 @@ class Model(google.protobuf.message.Message):
     has_chat_template: builtins.bool
     """Whether the model has a chat template."""
     tool_format: builtins.str
-    """How the model writes tool calls: `hermes`, `llama3` or `mistral`. Empty if
-    its calls are not understood; they stay in the text then.
+    """How the model writes tool calls: `hermes`, `llama3`, `mistral` or `deepseek`.
+    Empty if its calls are not understood; they stay in the text then.
     """
     reasoning_format: builtins.str
     """How the model marks its reasoning: `think`, for <think> tags, or `mistral`,

@@ -1,7 +1,7 @@
 """The notations of reasoning and tool calls that are understood, and how a model's own is found out."""
 
 from headrace.contract.chat_output import ReasoningFormat, ToolFormat
-from headrace.router.chat_output import hermes, llama3, mistral
+from headrace.router.chat_output import deepseek, hermes, llama3, mistral
 from headrace.router.chat_output.found_output import CallParser
 
 REASONING_TAGS = {
@@ -14,6 +14,13 @@ _TOOL_MARKS = {
     ToolFormat.HERMES: (hermes.BEGIN, hermes.END),
     ToolFormat.LLAMA3: (llama3.MARK,),
     ToolFormat.MISTRAL: (mistral.MARK, mistral.CALL_ID_MARK, mistral.ARGUMENTS_MARK),
+    ToolFormat.DEEPSEEK: (
+        deepseek.BEGIN,
+        deepseek.END,
+        deepseek.CALL_BEGIN,
+        deepseek.SEPARATOR,
+        deepseek.CALL_END,
+    ),
 }
 
 
@@ -39,6 +46,8 @@ def call_parser(tool_format: ToolFormat, tool_names: frozenset[str], call_limit:
             return llama3.Llama3Calls(tool_names, call_limit)
         case ToolFormat.MISTRAL:
             return mistral.MistralCalls(call_limit)
+        case ToolFormat.DEEPSEEK:
+            return deepseek.DeepSeekCalls(call_limit)
 
 
 def marks_of(tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 
 from headrace.contract.chat_output import ChatOutput, ToolFormat
 from headrace.contract.generation import Tool
-from headrace.router.chat_output import hermes, mistral
+from headrace.router.chat_output import deepseek, hermes, mistral
 from headrace.router.chat_output.formats import REASONING_TAGS
 
 _LINE_BREAK = r'"\n"'
+_FENCE_END = "\n```"
 
 _JSON_OPTIONS = {"whitespace_pattern": " ?", "lenient": False}
 """For arguments, as for any JSON that a constraint asks for."""
@@ -17,17 +18,18 @@ _JSON_OPTIONS = {"whitespace_pattern": " ?", "lenient": False}
 class ChatNotation:
     """The notations of one model. Grammars are Lark, as llguidance reads it."""
 
-    __slots__ = ("_mark_id", "_tool_format", "_writes_names")
+    __slots__ = ("_mark_id", "_tool_format", "_writes_fences", "_writes_names")
 
     def __init__(self, tool_format: ToolFormat | None, template: str, mark_id: Callable[[str], int | None]) -> None:
         """Takes a model's notation.
 
         Args:
             tool_format: How it writes calls.
-            template: Its chat template, which tells Mistral's two notations apart.
+            template: Its chat template, which tells Mistral's two notations apart, and DeepSeek's.
             mark_id: Returns the id of a text that is a special token of the model, None of any other.
         """
         self._tool_format = tool_format
+        self._writes_fences = deepseek.FENCE in template
         self._writes_names = mistral.ARGUMENTS_MARK in template
         self._mark_id = mark_id
 
@@ -54,13 +56,20 @@ class ChatNotation:
                 calls = "object" if is_single else 'object (", " object)*'
                 start = f'{self._mark(mistral.MARK)} / ?/ "[" {calls} "]"'
                 rules.append(_objects(tools, "arguments"))
+            case ToolFormat.DEEPSEEK:
+                separator = f" {_LINE_BREAK} " if self._writes_fences else " "
+                calls = "call" if is_single else f"call ({separator} call)*"
+                start = f"{self._mark(deepseek.BEGIN)} {calls} {self._mark(deepseek.END)}"
+                rules.append(self._marked_calls(tools))
             case None:
                 raise ValueError("the notation of calls is not known")
         return "\n".join([f"start: {start}", *rules]) + "\n"
 
     def can_call(self, name: str) -> bool:
-        """Whether a tool of this name can be called: one notation knows the end of a name by its characters."""
-        is_bare = self._tool_format is ToolFormat.MISTRAL and self._writes_names
+        """Whether a tool of this name can be called: some notations know the end of a name by its characters."""
+        is_bare = self._tool_format is ToolFormat.DEEPSEEK or (
+            self._tool_format is ToolFormat.MISTRAL and self._writes_names
+        )
         return not is_bare or mistral.is_bare_name(name)
 
     def opening(self, output: ChatOutput) -> str:
@@ -79,6 +88,17 @@ class ChatNotation:
     def _named_calls(self, tools: Sequence[Tool]) -> str:
         mark, arguments_mark = self._mark(mistral.MARK), self._mark(mistral.ARGUMENTS_MARK)
         calls = [f"{mark} {_literal(tool.name)} {arguments_mark} arguments_{n}" for n, tool in enumerate(tools)]
+        return f"call: {' | '.join(calls)}"
+
+    def _marked_calls(self, tools: Sequence[Tool]) -> str:
+        begin, separator, end = map(self._mark, (deepseek.CALL_BEGIN, deepseek.SEPARATOR, deepseek.CALL_END))
+        calls = []
+        for place, tool in enumerate(tools):
+            if self._writes_fences:
+                name = _literal(f"{tool.name}\n{deepseek.FENCE}\n")
+                calls.append(f'{begin} "function" {separator} {name} arguments_{place} {_literal(_FENCE_END)} {end}')
+            else:
+                calls.append(f"{begin} {_literal(tool.name)} {separator} arguments_{place} {end}")
         return f"call: {' | '.join(calls)}"
 
     def _mark(self, text: str) -> str:

@@ -9,6 +9,7 @@ from headrace.contract.chat_output import ChatOutput, ReasoningFormat, ToolForma
 from headrace.contract.generation import Constraint, ConstraintKind, Tool
 from headrace.contract.token_table import TokenTable
 from headrace.contract.vocabulary import Vocabulary
+from headrace.router.chat_output.deepseek import BEGIN, CALL_BEGIN, CALL_END, END, SEPARATOR
 from headrace.router.chat_output.notation import ChatNotation
 from headrace.router.constraint_notation import to_grammar
 
@@ -82,6 +83,18 @@ def test_mistral_with_names_before_arguments() -> None:
     assert named.can_call("look-2.x")
     assert not named.can_call("look up")
     assert ChatNotation(ToolFormat.MISTRAL, "", SPECIAL.get).can_call("look up")
+
+
+def test_deepseek() -> None:
+    fenced = f'{CALL_BEGIN}function{SEPARATOR}look\n```json\n{{"at": 3}}\n```{CALL_END}'
+    plain = f'{CALL_BEGIN}look{SEPARATOR}{{"at": 3}}{CALL_END}'
+    for call, break_, template in ((fenced, "\n", "```json"), (plain, "", "")):
+        assert is_in(calls(ToolFormat.DEEPSEEK, template), f"{BEGIN}{call}{END}")
+        assert is_in(calls(ToolFormat.DEEPSEEK, template), f"{BEGIN}{call}{break_}{call}{END}")
+        assert not is_in(calls(ToolFormat.DEEPSEEK, template, is_single=True), f"{BEGIN}{call}{break_}{call}{END}")
+        assert not is_in(calls(ToolFormat.DEEPSEEK, template), f"{BEGIN}{call}{END}".replace("3", '"x"'))
+    assert not is_in(calls(ToolFormat.DEEPSEEK), f"{BEGIN}{fenced}{END}")
+    assert not ChatNotation(ToolFormat.DEEPSEEK, "", SPECIAL.get).can_call("look up")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ import json
 import pytest
 
 from headrace.contract.chat_output import ToolFormat
+from headrace.router.chat_output import deepseek
 from headrace.router.chat_output.formats import call_parser
 
 TOOLS = frozenset({"look", "wait"})
 HERMES, LLAMA3, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3, ToolFormat.MISTRAL
+DEEPSEEK = ToolFormat.DEEPSEEK
+CALLS, CALL, SEP, CALL_END, CALLS_END = (
+    deepseek.BEGIN, deepseek.CALL_BEGIN, deepseek.SEPARATOR, deepseek.CALL_END, deepseek.END,
+)  # fmt: skip
 LOOK = ("look", '{"at": "x"}')
 WAIT = ("wait", "{}")
 
@@ -57,6 +62,24 @@ WELL_FORMED = [
     (MISTRAL, '[TOOL_CALLS]look[ARGS]{"at": "x"}[TOOL_CALLS]wait[ARGS]{}', "", [LOOK, WAIT]),
     (MISTRAL, '[TOOL_CALLS]look[CALL_ID]VvvODy9mT[ARGS]{"at": "x"}', "", [LOOK]),
     (MISTRAL, '[TOOL_CALLS]look {"at": "x"}', "", [LOOK]),
+    (
+        DEEPSEEK,
+        (
+            f'I look.\n{CALLS}{CALL}function{SEP}look\n```json\n{{"at": "x"}}\n```{CALL_END}\n'
+            f"{CALL}function{SEP}wait\n```json\n{{}}\n```{CALL_END}{CALLS_END}"
+        ),
+        "I look.",
+        [LOOK, WAIT],
+    ),
+    (
+        DEEPSEEK,
+        f'{CALLS}{CALL}look{SEP}{{"at": "x"}}{CALL_END}{CALL}wait{SEP}{{}}{CALL_END}{CALLS_END}',
+        "",
+        [LOOK, WAIT],
+    ),
+    (DEEPSEEK, f'{CALL}function{SEP}look\n```\n{{"at": "x"}}\n``', "", [LOOK]),
+    (DEEPSEEK, f"{CALLS}{CALL}function{SEP}{{}}{CALL_END[:9]}", "", [("function", "{}")]),
+    (DEEPSEEK, f"{CALL}wait{SEP}{{}}{CALL_END}{CALLS_END}\n\nDone.", "\n\nDone.", [WAIT]),
 ]
 
 
@@ -101,6 +124,16 @@ NO_CALLS = [
     (MISTRAL, "[TOOL_CALLS]look[ARGS]{'at': 1}"),
     (MISTRAL, "[TOOL_CALLS]" + "a" * 300 + "{}"),
     (MISTRAL, "[TOOL"),
+    (DEEPSEEK, CALLS),
+    (DEEPSEEK, f"{CALLS}{CALLS_END}"),
+    (DEEPSEEK, f"{CALLS}{CALL}{CALL_END}{CALLS_END}"),
+    (DEEPSEEK, f"{CALLS}look{SEP}{{}}"),
+    (DEEPSEEK, f"{CALLS}{CALL}look up{SEP}{{}}{CALL_END}"),
+    (DEEPSEEK, f'{CALL}look{SEP}{{"at": {CALL_END}'),
+    (DEEPSEEK, f"{CALL}look{SEP}[1]{CALL_END} and so on"),
+    (DEEPSEEK, f"a {CALL_END}{CALLS_END} b"),
+    (DEEPSEEK, CALL + "a" * 300 + "{}"),
+    (DEEPSEEK, CALLS[:7]),
 ]
 
 
@@ -118,6 +151,7 @@ def test_what_is_no_call_stays_to_the_letter(tool_format: ToolFormat, written: s
         (LLAMA3, '{"name": "Ada", "parameters": {}}', ' <|python_tag|>{"name": "wait", "parameters": {}}'),
         (MISTRAL, "[TOOL_CALLS] oh", ' [TOOL_CALLS] [{"name": "wait"}]'),
         (MISTRAL, "[TOOL_CALLS][oh]", "[TOOL_CALLS]wait[ARGS]{}"),
+        (DEEPSEEK, f"{CALLS}{CALL}oh my{SEP}{{}}", f"{CALL}wait{SEP}{{}}{CALL_END}{CALLS_END}"),
     ],
 )
 def test_a_call_is_found_behind_one_that_went_wrong(tool_format: ToolFormat, bad: str, good: str) -> None:
@@ -129,6 +163,7 @@ def test_what_follows_calls_and_is_none_is_text() -> None:
     assert parsed(HERMES, '<tool_call>{"name": "wait"} and</tool_call>') == (" and</tool_call>", [WAIT])
     assert parsed(LLAMA3, '{"name": "wait", "parameters": {}} is the call') == (" is the call", [WAIT])
     assert parsed(MISTRAL, "[TOOL_CALLS]wait[ARGS]{} yes") == (" yes", [WAIT])
+    assert parsed(DEEPSEEK, f"{CALL}wait{SEP}{{}} `yes`") == (" `yes`", [WAIT])
 
 
 @pytest.mark.parametrize(
