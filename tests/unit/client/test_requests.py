@@ -212,6 +212,23 @@ def test_a_value_that_does_not_fit_names_its_field(options: Any, field: str) -> 
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+def test_a_number_that_does_not_fit_is_told_its_range_and_not_repeated() -> None:
+    with pytest.raises(InvalidRequest, match=r"top_k: must be in \[-2147483648, 2147483647\]$"):
+        generate_request("Once", {"top_k": 10**30})
+    with pytest.raises(InvalidRequest, match=r"stop_token_ids: must be in \[0, 4294967295\]$"):
+        generate_request("Once", {"stop_token_ids": [7] * 1000 + [-1]})
+
+
+def test_what_says_nothing_in_dumps_of_openais_types_is_taken() -> None:
+    """The place of a call that was put together from a stream, too: its list says it."""
+    function = {"name": "n", "arguments": "{}"}
+    calls = [{"index": index, "id": f"c{index}", "type": "function", "function": function} for index in range(2)]
+    said = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None}
+    request = chat_request([said | {"tool_calls": calls}], {"template_arguments": {"x": nested(22)}})
+    assert [call.id for call in request.chat.messages[0].tool_calls] == ["c0", "c1"]
+    assert generate_pb.GenerateRequest.FromString(request.SerializeToString()) == request
+
+
 @pytest.mark.parametrize(("prompt", "field"), [(["a"], "token_ids.ids"), ([-1], "token_ids.ids"), ("\ud800", "text")])
 def test_a_prompt_that_does_not_fit_names_its_field(prompt: Any, field: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"^{field}: "):
@@ -335,6 +352,8 @@ def test_a_silent_assistant_has_no_part_and_a_silent_user_an_empty_one() -> None
         ),
         ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "chat.messages[0].tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": "x"}, "chat.messages[0].tool_calls"),
+        ({"role": "user", "content": "hi", "colour": 0}, "chat.messages[0].colour"),
+        ({"role": "user", "content": "hi", "colour": []}, "chat.messages[0].colour"),
         (Message("\ud800", "hi"), "chat.messages[0].role"),
         (Message("user", ["\ud800"]), "chat.messages[0].content[0].text"),
     ],
@@ -345,6 +364,10 @@ def test_a_message_that_does_not_fit_names_its_field(message: Any, field: str) -
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -353,6 +376,8 @@ def test_a_message_that_does_not_fit_names_its_field(message: Any, field: str) -
         ({"tools": [Tool(name="n", parameters={"x": object()})]}, "chat.tools[0].parameters"),
         ({"tool_choice": "sometimes"}, "chat.tool_choice"),
         ({"template_arguments": {"x": object()}}, "chat.template_arguments"),
+        ({"template_arguments": {"x": 10**400}}, "chat.template_arguments"),
+        ({"template_arguments": {"x": nested(24)}}, "chat.template_arguments"),
     ],
 )
 def test_an_option_of_the_template_that_does_not_fit_names_its_field(options: Any, field: str) -> None:

@@ -83,9 +83,8 @@ TABLE: Mapping[type[HeadraceError], ErrorWords] = {
 }
 """Words of each class; a subclass that is not listed has those of its parent."""
 
-_BODY_STATUSES = (408, 413)
-"""Of bodies that were not read to their end."""
-_HTTP_STATUSES = (400, 404, 405, 415, *_BODY_STATUSES)
+_TOO_SLOW = 408
+_HTTP_STATUSES = (400, 404, 405, _TOO_SLOW, 413, 415)
 """What may be wrong with a request before its content is understood."""
 
 _HTTP_TYPES = {404: "not_found_error", 413: "request_too_large"}
@@ -152,8 +151,8 @@ def advice_of(error: HeadraceError) -> dict[str, str]:
 
     A time is in whole seconds, at least one, since a zero means at once.
     """
-    if isinstance(error, HttpProblem) and error.status in _BODY_STATUSES:
-        # What is left of the body is not read, and not waited for either.
+    if isinstance(error, HttpProblem) and error.status == _TOO_SLOW:
+        # What is left of the body is not waited for.
         return {"connection": "close"}
     if isinstance(error, Unauthenticated):
         return {"www-authenticate": "Bearer"}

@@ -31,6 +31,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     """From when a connection is made, or a request begins on one that is kept, until its headers are there."""
 
     _is_in_head = False
+    _is_in_body = False
     _head_size_bytes = 0
     _timer: asyncio.TimerHandle | None = None
 
@@ -65,12 +66,25 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Takes note of the end of the headers."""
         self._is_in_head = False
+        self._is_in_body = True
         self._stop_timer()
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_LIMIT_BYTES:
             self._refuse(_TOO_LARGE)
             # Ends the parser, too; what it would have uvicorn say is not sent any more.
             raise ValueError("the head is too large")
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Takes note of the end of a body."""
+        self._is_in_body = False
+        self._stop_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Takes note of the end of an answer. What is left of a body that was refused is let come, but not forever."""
+        super().on_response_complete()
+        if self._is_in_body:
+            self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Answers a request that is none, unless it was answered."""
@@ -89,6 +103,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def _end_waiting(self) -> None:
         if self._is_answering:
             self._start_timer()
+        elif self._is_in_body:
+            self.transport.close()
         else:
             self._refuse(_TOO_SLOW)
 

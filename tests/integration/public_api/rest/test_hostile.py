@@ -237,6 +237,24 @@ async def test_a_trickle_is_not_taken_for_progress(deploy_rest: Callable[..., An
             writer.close()
 
 
+async def test_the_rest_of_a_body_that_was_refused_is_not_read_forever(deploy_rest: Callable[..., Any]) -> None:
+    async with deploy_rest(read_timeout_s=0.3) as rest:
+        host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"30d40\r\n" + b" " * 0x30D40 + b"\r\n")
+        ended = asyncio.ensure_future(reader.read())
+        sent_count = 0
+        while not ended.done() and sent_count < 200:
+            writer.write(b"5\r\nxxxxx\r\n")
+            sent_count += 1
+            await asyncio.wait([ended], timeout=0.05)
+        assert ended.done()
+        answers = [] if ended.exception() else ended.result().split(b"\r\n")[:1]
+        assert answers in ([], [b"HTTP/1.1 413 Request Entity Too Large"])
+        writer.close()
+        await rest.idle()
+
+
 async def test_a_long_answer_is_not_cut_by_the_time_to_send(deploy_rest: Callable[..., Any]) -> None:
     """Nor by the beginning of a next request behind it."""
     async with deploy_rest(read_timeout_s=0.1) as rest:

@@ -9,12 +9,6 @@ TURNS = [{"role": "user", "content": "x"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CHAT = {"messages": TURNS, "max_tokens": 2}
 RESPONSE = {"input": "x", "max_output_tokens": 2}
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-def answered(*calls: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns a conversation in which the assistant called tools."""
-    return [*TURNS, {"role": "assistant", "content": None, "tool_calls": [*calls]}, *TURNS]
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -45,11 +39,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"messages": TURNS, "max_completion_tokens": 0}, "max_completion_tokens"),
     ("/v1/chat/completions", CHAT | {"guided_regex": "("}, "guided_regex"),
     ("/v1/chat/completions", CHAT | {"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
-    (
-        "/v1/chat/completions",
-        CHAT | {"messages": answered(CALL | {"function": {"name": "f", "arguments": "{"}})},
-        "messages[1].tool_calls[0].function.arguments",
-    ),
     ("/v1/completions", {"prompt": "x", "max_tokens": 2, "logprobs": 21}, "logprobs"),
     ("/v1/completions", {"prompt": "x", "max_tokens": 2, "guided_regex": "(", "stream": True}, "guided_regex"),
     ("/v1/responses", RESPONSE | {"text": {"format": {"type": "text", "schema": SCHEMA}}}, "text.format.schema"),
@@ -89,7 +78,6 @@ IGNORED: list[tuple[str, dict[str, Any], str]] = [
     ("/", {"inputs": "x", "stream": True, "parameters": {"max_new_tokens": 2, "top_n_tokens": 2}}, ""),
     ("/tokenize", {"inputs": "x", "stream": True, "parameters": {"top_n_tokens": 2}}, "parameters, stream"),
     ("/chat_tokenize", CHAT | {"temperature": 0.5, "user": "u"}, "temperature, user, max_tokens"),
-    ("/v1/chat/completions", CHAT | {"messages": answered(CALL | {"index": 0})}, ""),
 ]
 
 

@@ -1,6 +1,6 @@
 """Every error has words in every protocol, and clients can tell errors apart by status."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -16,7 +16,10 @@ from headrace.contract.errors import (
     Unauthenticated,
 )
 from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
-from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, words_of
+from headrace.services.rest.anthropic_fields import FIELD_NAMES as ANTHROPIC
+from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, field_name, words_of
+from headrace.services.rest.openai_fields import FIELD_NAMES as OPENAI
+from headrace.services.rest.responses_fields import FIELD_NAMES as RESPONSES
 
 OPERATORS = {
     "AdaptersFull",
@@ -91,3 +94,20 @@ def test_each_protocol_uses_its_own_names_and_shape() -> None:
         "error": {"type": "invalid_request_error", "message": "max_tokens: is 0; top_p: is 7"},
         "request_id": "r",
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "names", "expected"),
+    [
+        ("chat.messages[1].tool_calls[2].arguments_json", OPENAI, "messages[1].tool_calls[2].function.arguments"),
+        ("chat.tools[3].parameters_json", OPENAI, "tools[3].function.parameters"),
+        ("chat.tool_choice.name", OPENAI, "tool_choice.function.name"),
+        ("chat.tools[3].name", RESPONSES, "tools[3].name"),
+        ("chat.tools[0].parameters", ANTHROPIC, "tools[0].input_schema"),
+        ("stopping.stop_sequences[4]", ANTHROPIC, "stop_sequences[4]"),
+        ("constraint.json_schema", ANTHROPIC, "output_config.format"),
+        ("token_ids.ids", OPENAI, "prompt"),
+    ],
+)
+def test_places_in_lists_keep_their_numbers(field: str, names: Mapping[str, str], expected: str) -> None:
+    assert field_name(field, names) == expected
