@@ -37,10 +37,11 @@ class KvPages:
     The system finds and clears a page when it is written first, and the step
     that writes waits for it. A huge page may take milliseconds, on a virtual
     machine whose host has to find it first; a step that fills new blocks of
-    all layers waits for dozens of them. So it is done while no step runs, or
-    beside the steps when they come close. Memory is still taken as it is used,
-    only somewhat earlier, and nothing is written: what a block holds stays.
-    Where the system cannot do that, steps wait as before.
+    all layers waits for dozens of them. So it is done while no step runs: beside
+    one it would take a processor from threads that all need theirs. Memory is
+    still taken as it is used, only somewhat earlier, and nothing is written: what
+    a block holds stays. Where the system cannot do that, and where there is never
+    a pause, steps wait as before.
     """
 
     def __init__(
@@ -111,19 +112,22 @@ class KvPages:
         stride = max(1, _STRIDE_BYTES // self._tensors[0][0].nbytes)
         for first in range(begin, end, stride):
             for tensor in self._tensors:
-                self._wait_for_rest(first)
+                if not self._wait_for_rest():
+                    return
                 blocks = tensor[first : min(first + stride, end)]
                 if not self._populate(blocks.data_ptr(), blocks.data_ptr() + blocks.nbytes):
                     self._is_possible = False
                     return
         self._laid_out_count = end
 
-    def _wait_for_rest(self, block_id: int) -> None:
-        """Waits until no step runs, or one may soon write to a block."""
-        while block_id - self._highest_block_id > self._ahead_block_count // 2:
+    def _wait_for_rest(self) -> bool:
+        """Waits until no step runs; returns whether the process still goes on."""
+        # A thread that the interpreter has to stop in the middle of a call takes the process down with it.
+        while is_wanted := threading.main_thread().is_alive():
             if not self._is_stepping and self._clock() - self._rested_s >= _REST_S:
-                return
+                break
             self._sleep(_REST_S)
+        return is_wanted
 
 
 class _Beside:
@@ -139,8 +143,7 @@ class _Beside:
                 os.sched_setaffinity(0, self._processors)
             work()
 
-        # A process that ends does not wait for it.
-        thread = threading.Thread(target=run, name="kv-pages", daemon=True)
+        thread = threading.Thread(target=run, name="kv-pages")
         thread.start()
         return thread.is_alive
 

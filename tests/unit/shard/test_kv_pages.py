@@ -1,6 +1,7 @@
 """Pages of a KV cache are laid out before a step writes there, and never more than is about to be used."""
 
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -159,23 +160,6 @@ def test_leaves_the_processors_to_steps() -> None:
     assert memory.blocks == [set(range(11))] * 4
 
 
-def test_goes_on_beside_steps_that_come_close() -> None:
-    memory, work, time = Memory(100), Work(), Time()
-    pages = make(memory, work, time)
-    work.do()
-    laid_out: list[int] = []
-
-    def end() -> None:
-        laid_out.append(min(max(blocks) for blocks in memory.blocks))
-        pages.end_step()
-
-    pages.begin_step(2)
-    time.meanwhile = [lambda: pages.begin_step(4), end, lambda: None]
-    work.do()
-    assert laid_out == [4 + 4], "half of what is kept ahead of a step is not left to chance"
-    assert memory.blocks == [set(range(11))] * 4
-
-
 def test_ends_with_the_cache() -> None:
     memory, work, time = Memory(11), Work(), Time()
     pages = make(memory, work, time)
@@ -212,3 +196,19 @@ def test_steps_wait_for_no_page() -> None:
         cache.values.fill_(1.0)
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < 5
     assert kept.eq(7.0).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no call for it")
+@pytest.mark.parametrize("is_stepping", [False, True], ids=["at work", "waiting"])
+def test_a_process_ends_while_pages_are_laid_out(*, is_stepping: bool) -> None:
+    program = f"""
+import torch
+from headrace.shard.kv_cache import LayerCache
+from headrace.shard.kv_pages import KvPages
+shape = (100, 2, 16, 16384)
+pages = KvPages([LayerCache(keys=torch.empty(shape), values=torch.empty(shape))], ahead_block_count=60)
+if {is_stepping}:
+    pages.begin_step(30)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
