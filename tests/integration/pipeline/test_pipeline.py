@@ -182,6 +182,24 @@ async def test_a_stop_sequence_across_tokens_ends_the_text_before_it(start: Star
         await until(lambda: bench.replicas.statuses()[0].stats.leased_block_count == 0)
 
 
+async def test_no_stop_sequence_is_looked_for_before_the_least_count(start: Start, request_of: Request) -> None:
+    async with start() as bench:
+        whole = await bench.ask(request_of(prompt(1), 40))
+        early, late = whole.text[2:8], whole.text[-8:-2]
+
+        async def ask(least_count: int, *stops: str) -> Any:
+            stopping = StoppingOptions(max_new_token_count=40, min_new_token_count=least_count, stop_sequences=stops)
+            return await bench.ask(request_of(prompt(1), stopping=stopping))
+
+        stopped = await ask(0, early)
+        assert stopped.finished.ends[0].stop_sequence == early
+        (end,) = (await ask(20, early)).finished.ends
+        assert (end.reason, end.generated_token_count) == (FinishReason.LENGTH, 40)
+        both = await ask(20, early, late)
+        assert both.finished.ends[0].stop_sequence == late
+        assert both.text == whole.text[: whole.text.index(late)]
+
+
 async def test_ending_tokens_and_limits_are_told_apart(start: Start, request_of: Request) -> None:
     async with start(engine=FakeOptions(context_token_count=64)) as bench:
         tokens = expected_tokens(prompt(1), 30)

@@ -71,3 +71,18 @@ def test_work_is_linear_in_a_text_that_resembles_the_sequence() -> None:
     matcher = StopMatcher((sequence,), include=False)
     texts = released(matcher, *["ab"] * 20_000)
     assert "".join(texts) + matcher.flush() == "ab" * 20_000
+
+
+def test_a_line_break_behind_the_sequence_is_no_part_of_its_end() -> None:
+    """Where matching means an expression that ends in `$`, "END\\n" would count as well, and "END." never."""
+    matcher = StopMatcher(("END",), include=False)
+    assert released(matcher, "one EN", "D.\n") == ["one ", ""]
+    assert matcher.matched == "END"
+
+
+def test_a_sequence_as_long_as_is_allowed_is_found_over_many_pieces() -> None:
+    sequence = "".join(chr(ord("a") + index % 26) for index in range(1024))
+    matcher = StopMatcher((sequence,), include=False)
+    pieces = [sequence[start : start + 3] for start in range(0, len(sequence), 3)]
+    assert "".join(released(matcher, "before ", *pieces, " behind")) == "before "
+    assert matcher.matched == sequence
