@@ -161,6 +161,7 @@ class GenerationBody(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: JsonMapping | None = None
     guided_decoding_backend: str | None = None
     spaces_between_special_tokens: bool | None = None
 
@@ -173,6 +174,7 @@ class GenerationBody(Body):
             "safety_identifier",
             "prompt_cache_key",
             "prompt_cache_retention",
+            "prompt_cache_options",
             "guided_decoding_backend",
             "spaces_between_special_tokens",
         }
