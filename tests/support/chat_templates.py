@@ -135,6 +135,17 @@ ARGUMENTS_AS_TEXT = """
 """
 """Calls in messages whose content is none, with arguments that are text already; no place for tools."""
 
+MARKS_AND_FENCES = """{{ tools | map(attribute='function') | tojson }}
+{%- for message in messages %}{{ message.content or '' }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<｜tool▁calls▁begin｜>' if loop.first else '\\n' }}
+        {{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name }}
+        {{- '\\n```json\\n' + call.function.arguments + '\\n```<｜tool▁call▁end｜>' }}
+        {{- '<｜tool▁calls▁end｜>' if loop.last }}
+    {%- endfor %}
+{%- endfor %}"""
+"""Calls between marks, their arguments as text in a fence."""
+
 TOOLS_TAKEN_FOR_GRANTED = """
 {%- macro described(tool) %}{{ tool.name + ': ' + tool.description }}{% endmacro %}
 {{- bos_token + '<|im_start|>system\\nYou may call <tools>' }}

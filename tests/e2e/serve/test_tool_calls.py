@@ -44,6 +44,7 @@ FAMILIES = {
     "hermes": (templates.TURNS_WITH_TOOLS, ("<tool_call>", "</tool_call>", "<think>", "</think>")),
     "llama3": (templates.HEADERS_WITH_DATE, ("<|python_tag|>",)),
     "mistral": (templates.BRACKETS_IN_TURNS, ("[TOOL_CALLS]",)),
+    "deepseek": (templates.MARKS_AND_FENCES, ("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")),
 }
 UNTHINKING = {"template_arguments": {"enable_thinking": False}}
 
@@ -206,7 +207,7 @@ async def check_openai(client: openai.AsyncOpenAI) -> None:
     assert after.choices[0].finish_reason == "length"
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "leap"}})
-    assert caught.value.param == "tool_choice.name"
+    assert caught.value.param == "tool_choice.function.name"
 
 
 async def test_reasoning_on_its_way(serve: Runner, tmp_path: Path) -> None:

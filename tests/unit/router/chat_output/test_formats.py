@@ -44,23 +44,16 @@ NAMES_BEFORE_ARGUMENTS = """{{ tools }}
 {%- endfor %}"""
 
 
-MARKS_AND_FENCES = f"""{{{{ tools | map(attribute='function') | tojson }}}}
-{{%- for message in messages %}}{{{{ message.content or '' }}}}
-    {{%- for call in message.tool_calls or [] %}}
-        {{{{- '{deepseek.BEGIN}' if loop.first else '\\n' }}}}
-        {{{{- '{deepseek.CALL_BEGIN}function{deepseek.SEPARATOR}' + call.function.name }}}}
-        {{{{- '\\n```json\\n' + call.function.arguments + '\\n```{deepseek.CALL_END}' }}}}
-        {{{{- '{deepseek.END}' if loop.last }}}}
-    {{%- endfor %}}
-{{%- endfor %}}"""
-MARKS_ALONE = MARKS_AND_FENCES.replace("function" + deepseek.SEPARATOR, "").replace("\\n```json\\n", deepseek.SEPARATOR)
+MARKS_ALONE = templates.MARKS_AND_FENCES.replace("function" + deepseek.SEPARATOR, "").replace(
+    "\\n```json\\n", deepseek.SEPARATOR
+)
 MARKS_ALONE = MARKS_ALONE.replace("\\n```", "")
 
 
 @pytest.mark.parametrize(
     ("template", "tool_format"),
     [
-        (MARKS_AND_FENCES, ToolFormat.DEEPSEEK),
+        (templates.MARKS_AND_FENCES, ToolFormat.DEEPSEEK),
         (MARKS_ALONE, ToolFormat.DEEPSEEK),
         (templates.TURNS_WITH_TOOLS, ToolFormat.HERMES),
         (templates.HEADERS_WITH_DATE, ToolFormat.LLAMA3),
