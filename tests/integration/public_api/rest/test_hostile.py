@@ -197,6 +197,31 @@ async def test_a_body_is_not_taken_for_a_head(rest: Any) -> None:
     assert b" 200 " in answers
 
 
+SMUGGLED = [
+    b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"content-length: 0\r\ncontent-length: 6\r\n\r\n",
+    b"content-length: +0\r\n\r\n",
+    b"transfer-encoding: gzip\r\n\r\n",
+    b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    b"transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+    b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    b"x-a: b\r\n c\r\n\r\n",
+    b"x-a: b\x00c\r\n\r\n",
+]
+
+
+async def test_a_request_whose_end_is_in_doubt_hides_no_other(rest: Any) -> None:
+    """Where a proxy before the sidecar saw another end, what follows would be somebody else's request."""
+    host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
+    for doubtful in SMUGGLED:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(HEAD + doubtful + b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 400 "), (doubtful, answer)
+        assert answer.count(b"HTTP/1.1 ") == 1, (doubtful, answer)
+        writer.close()
+
+
 SLOW = [
     b"",
     b"POST /v1/comp",
