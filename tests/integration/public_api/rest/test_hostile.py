@@ -257,8 +257,11 @@ async def test_a_trickle_is_not_taken_for_progress(deploy_rest: Callable[..., An
                 writer.write(b"x")
                 sent_count += 1
                 await asyncio.wait([answer], timeout=0.05)
-            assert b"HTTP/1.1 408 " in answer.result()
-            assert b"connection: close" in answer.result().lower()
+            assert answer.done()
+            # A byte that was under way when the connection was closed resets it, and the answer may be lost with that.
+            if not isinstance(answer.exception(), ConnectionResetError):
+                assert b"HTTP/1.1 408 " in answer.result()
+                assert b"connection: close" in answer.result().lower()
             writer.close()
 
 
