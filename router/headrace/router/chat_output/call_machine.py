@@ -1,5 +1,6 @@
 """The states that every notation of tool calls goes through, in a stream of text."""
 
+import re
 from abc import ABC, abstractmethod
 from enum import Enum, auto
 
@@ -7,6 +8,15 @@ from headrace.router.chat_output.found_output import FoundCall, FoundText, first
 from headrace.router.chat_output.json_calls import ObjectScanner
 
 WHITE_SPACE = " \t\n\r"
+BARE_NAME = r"[\w.-]{1,64}"
+"""Of a tool, where it stands without quotes."""
+_HEADER_CHARACTERS = 256
+"""A brace that comes later opens no arguments."""
+
+
+def is_bare_name(text: str) -> bool:
+    """Whether a text is found again as a name that stands without quotes."""
+    return re.fullmatch(BARE_NAME, text) is not None
 
 
 class State(Enum):
@@ -37,6 +47,7 @@ class CallMachine(ABC):
         "_has_open_mark",
         "_held",
         "_is_after_call",
+        "_name",
         "_object_start",
         "_place",
         "_released",
@@ -61,6 +72,8 @@ class CallMachine(ABC):
         """Whether the mark that was read last has brought no call."""
         self._is_after_call = False
         """Whether nothing but white space and marks came since the last call."""
+        self._name = ""
+        """Of the call whose arguments are being read; empty where its object says it."""
 
     def push(self, text: str) -> FoundText:
         """Returns what this text makes final."""
@@ -130,6 +143,21 @@ class CallMachine(ABC):
         """Reads on behind the mark of a call that ends at `place`."""
         self._place = place
         self._has_open_mark = True
+
+    def _read_header(self, place: int, header: re.Pattern[str]) -> bool:
+        """Reads a name, a group of `header`, up to the brace of its arguments. Returns whether that much has come."""
+        end = place + _HEADER_CHARACTERS
+        brace = self._held.find("{", place, end)
+        if brace < 0 and len(self._held) < end:
+            return False
+        found = None if brace < 0 else header.fullmatch(self._held, place, brace)
+        if found is None:
+            self._place = place
+            self._give_up()
+        else:
+            self._name = next(filter(None, found.groups()))
+            self._begin_object(brace)
+        return True
 
     def _begin_object(self, place: int) -> None:
         """Reads a JSON object from its brace on."""

@@ -2,7 +2,7 @@
 
 import re
 
-from headrace.router.chat_output.call_machine import WHITE_SPACE, CallMachine, is_prefix_at
+from headrace.router.chat_output.call_machine import BARE_NAME, WHITE_SPACE, CallMachine, is_prefix_at
 from headrace.router.chat_output.found_output import FoundCall
 from headrace.router.chat_output.json_calls import read_arguments
 
@@ -10,11 +10,10 @@ BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL_BEGIN, SEPARATOR, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 FENCE = "```json"
 _MARKS = (BEGIN, CALL_BEGIN, CALL_END, END)
-_NAME = r"[\w.-]{1,64}"
 _FENCE_CHARACTERS = "`"
-_HEADER = re.compile(rf"\s*(?:function\s*{SEPARATOR}\s*({_NAME})\s*|({_NAME})\s*{SEPARATOR}\s*)(?:```(?:json)?\s*)?")
-_HEADER_CHARACTERS = 256
-"""A brace that comes later opens no arguments."""
+_HEADER = re.compile(
+    rf"\s*(?:function\s*{SEPARATOR}\s*({BARE_NAME})\s*|({BARE_NAME})\s*{SEPARATOR}\s*)(?:```(?:json)?\s*)?"
+)
 
 
 class DeepSeekCalls(CallMachine):
@@ -23,15 +22,14 @@ class DeepSeekCalls(CallMachine):
     Marks at the end are forgiven when they are missing, as is the one around all calls.
     """
 
-    __slots__ = ("_is_in_call", "_name")
+    __slots__ = ("_is_in_call",)
 
     markers = (BEGIN, CALL_BEGIN)
 
     def __init__(self, call_limit: int | None = None) -> None:
         super().__init__(call_limit)
         self._is_in_call = False
-        """Whether a name has to come next."""
-        self._name = ""
+        """Whether the mark that was read last is followed by a name."""
 
     def _read_calls(self) -> bool:
         # The fence behind arguments is no text.
@@ -48,26 +46,10 @@ class DeepSeekCalls(CallMachine):
         elif mark == END:
             self._end_calls(place + len(mark))
         elif mark is None and self._is_in_call and self._has_open_mark:
-            return self._read_header(place)
+            return self._read_header(place, _HEADER)
         else:
             self._place = place
             self._give_up()
-        return True
-
-    def _read_header(self, place: int) -> bool:
-        """Reads a name up to the brace of its arguments. Returns whether that much has come."""
-        end = place + _HEADER_CHARACTERS
-        brace = self._held.find("{", place, end)
-        if brace < 0 and len(self._held) < end:
-            return False
-        header = None if brace < 0 else _HEADER.fullmatch(self._held, place, brace)
-        if header is None:
-            self._place = place
-            self._give_up()
-        else:
-            self._name = header[1] or header[2]
-            self._is_in_call = False
-            self._begin_object(brace)
         return True
 
     def _read_object(self, text: str) -> FoundCall | None:

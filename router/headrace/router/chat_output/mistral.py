@@ -2,21 +2,13 @@
 
 import re
 
-from headrace.router.chat_output.call_machine import WHITE_SPACE, CallMachine, is_prefix_at
+from headrace.router.chat_output.call_machine import BARE_NAME, WHITE_SPACE, CallMachine, is_prefix_at
 from headrace.router.chat_output.found_output import FoundCall
 from headrace.router.chat_output.json_calls import CallShape, read_arguments, read_call
 
 MARK, CALL_ID_MARK, ARGUMENTS_MARK = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _SHAPE = CallShape(argument_keys=("arguments", "parameters"))
-_NAME = re.compile(r"[\w.-]{1,64}")
-_HEADER = re.compile(rf"\s*({_NAME.pattern})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?")
-_HEADER_CHARACTERS = 256
-"""A brace that comes later opens no arguments."""
-
-
-def is_bare_name(text: str) -> bool:
-    """Whether a text is found again as a name that stands without quotes."""
-    return _NAME.fullmatch(text) is not None
+_HEADER = re.compile(rf"\s*({BARE_NAME})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?")
 
 
 class MistralCalls(CallMachine):
@@ -26,15 +18,13 @@ class MistralCalls(CallMachine):
     nobody could rely on them; the router gives its own.
     """
 
-    __slots__ = ("_is_in_list", "_name")
+    __slots__ = ("_is_in_list",)
 
     markers = (MARK,)
 
     def __init__(self, call_limit: int | None = None) -> None:
         super().__init__(call_limit)
         self._is_in_list = False
-        self._name: str | None = None
-        """Of the call whose arguments are being read; None in a list."""
 
     def _read_calls(self) -> bool:
         place, text = self._skip(WHITE_SPACE), self._held
@@ -43,13 +33,13 @@ class MistralCalls(CallMachine):
             return False
         if text.startswith(MARK, place):
             self._pass_mark(place + len(MARK))
-            self._is_in_list, self._name = False, None
+            self._is_in_list, self._name = False, ""
         elif self._is_in_list:
             self._read_in_list(place)
         elif self._has_open_mark and text[place] == "[":
             self._place, self._is_in_list = place + 1, True
         elif self._has_open_mark:
-            return self._read_header(place)
+            return self._read_header(place, _HEADER)
         else:
             self._end_calls(0)
         return True
@@ -66,23 +56,8 @@ class MistralCalls(CallMachine):
                 self._place = place
                 self._give_up()
 
-    def _read_header(self, place: int) -> bool:
-        """Reads a name up to the brace of its arguments. Returns whether that much has come."""
-        end = place + _HEADER_CHARACTERS
-        brace = self._held.find("{", place, end)
-        if brace < 0 and len(self._held) < end:
-            return False
-        header = None if brace < 0 else _HEADER.fullmatch(self._held, place, brace)
-        if header is None:
-            self._place = place
-            self._give_up()
-        else:
-            self._name = header[1]
-            self._begin_object(brace)
-        return True
-
     def _read_object(self, text: str) -> FoundCall | None:
-        if self._name is None:
+        if not self._name:
             return read_call(text, _SHAPE)
         arguments = read_arguments(text)
         return None if arguments is None else FoundCall(self._name, arguments)

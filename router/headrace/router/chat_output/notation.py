@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from headrace.contract.chat_output import ChatOutput, ToolFormat
 from headrace.contract.generation import Tool
 from headrace.router.chat_output import deepseek, hermes, mistral
+from headrace.router.chat_output.call_machine import is_bare_name
 from headrace.router.chat_output.formats import REASONING_TAGS
 
 _LINE_BREAK = r'"\n"'
@@ -70,7 +71,7 @@ class ChatNotation:
         is_bare = self._tool_format is ToolFormat.DEEPSEEK or (
             self._tool_format is ToolFormat.MISTRAL and self._writes_names
         )
-        return not is_bare or mistral.is_bare_name(name)
+        return not is_bare or is_bare_name(name)
 
     def opening(self, output: ChatOutput) -> str:
         """Returns rules for the reasoning before an answer, from the rule `opening`; empty if there is none."""

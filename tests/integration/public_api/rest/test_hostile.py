@@ -244,6 +244,18 @@ async def test_whoever_stops_sending_is_not_waited_for(deploy_rest: Callable[...
         await rest.idle()
 
 
+async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, piece: bytes) -> "asyncio.Future[bytes]":
+    """Writes a piece now and then until the server ends the connection; returns what was read by then."""
+    ended = asyncio.ensure_future(reader.read())
+    sent_count = 0
+    while not ended.done() and sent_count < 200:
+        writer.write(piece)
+        sent_count += 1
+        await asyncio.wait([ended], timeout=0.05)
+    assert ended.done()
+    return ended
+
+
 async def test_a_trickle_is_not_taken_for_progress(deploy_rest: Callable[..., Any]) -> None:
     """A byte now and then, which bounds between two of them would let go on forever."""
     async with deploy_rest(read_timeout_s=0.3) as rest:
@@ -251,13 +263,7 @@ async def test_a_trickle_is_not_taken_for_progress(deploy_rest: Callable[..., An
         for start in (b"GET /ping HTTP/1.1\r\nx-a: ", with_body(b'{"prompt":"', 1000)):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(start)
-            answer = asyncio.ensure_future(reader.read())
-            sent_count = 0
-            while not answer.done() and sent_count < 200:
-                writer.write(b"x")
-                sent_count += 1
-                await asyncio.wait([answer], timeout=0.05)
-            assert answer.done()
+            answer = await trickle(reader, writer, b"x")
             # A byte that was under way when the connection was closed resets it, and the answer may be lost with that.
             if not isinstance(answer.exception(), ConnectionResetError):
                 assert b"HTTP/1.1 408 " in answer.result()
@@ -270,13 +276,7 @@ async def test_the_rest_of_a_body_that_was_refused_is_not_read_forever(deploy_re
         host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"30d40\r\n" + b" " * 0x30D40 + b"\r\n")
-        ended = asyncio.ensure_future(reader.read())
-        sent_count = 0
-        while not ended.done() and sent_count < 200:
-            writer.write(b"5\r\nxxxxx\r\n")
-            sent_count += 1
-            await asyncio.wait([ended], timeout=0.05)
-        assert ended.done()
+        ended = await trickle(reader, writer, b"5\r\nxxxxx\r\n")
         answers = [] if ended.exception() else ended.result().split(b"\r\n")[:1]
         assert answers in ([], [b"HTTP/1.1 413 Request Entity Too Large"])
         writer.close()
