@@ -9,7 +9,7 @@ import torch
 
 from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.build import BuildFailed, build, namespace_of
-from headrace.kernels.cpu_decoder import CpuDecoder
+from headrace.kernels.cpu_decoder import CpuDecoder, panels_of, with_panels
 from headrace.kernels.cpu_fakes import register_fakes
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.instruction_sets import InstructionSet, supported
@@ -19,6 +19,9 @@ from headrace.kernels.low_rank import LowRankStack
 from headrace.kernels.panel_linear import PanelLinear
 from headrace.kernels.quantization import BlockWeight, WeightFormat, quantize
 from headrace.kernels.token_logprobs import TokenLogprobs
+
+_TWELVE_BITS = "bfloat16 in twelve bits"
+"""How PanelLinear.packing names it."""
 
 
 def load_cpu_kernels(
@@ -88,6 +91,8 @@ class CpuKernels:
         self._rotary_and_write_kv = operators.rotary_and_write_kv.default
         self._paged_attention = operators.paged_attention.default
         self._pack_weight = operators.pack_weight.default
+        self._pack_twelve_bits = operators.pack_twelve_bits.default
+        self._expand_twelve_bits = operators.expand_twelve_bits.default
         self._pack_blocks = operators.pack_blocks.default
         self._linear = operators.linear.default
         self._low_rank = operators.low_rank.default
@@ -196,7 +201,11 @@ class CpuKernels:
         scales = None
         if self._weight_format is WeightFormat.INT8:
             weight, scales = quantize(weight)
-        panels = self._pack_weight(weight, is_gated)
+        panels = self._pack_compact(weight, is_gated=is_gated)
+        packing = _TWELVE_BITS
+        if panels is None:
+            panels = self._pack_weight(weight, is_gated)
+            packing = str(panels.dtype)
         return PanelLinear(
             self._linear,
             panels=panels,
@@ -204,8 +213,22 @@ class CpuKernels:
             bias=bias,
             weight_shape=weight.shape,
             is_gated=is_gated,
-            packing=str(panels.dtype),
+            packing=packing,
         )
+
+    def _pack_compact(self, weight: torch.Tensor, *, is_gated: bool) -> torch.Tensor | None:
+        # NOTE: without instructions for bfloat16 a product takes so long that memory is no limit.
+        is_faster = self._weight_format is WeightFormat.AUTO and self._is_bfloat16_fast
+        if weight.dtype != torch.bfloat16 or not (is_faster or self._weight_format is WeightFormat.COMPACT):
+            return None
+        panels: torch.Tensor | None = self._pack_twelve_bits(weight, is_gated)
+        return panels
+
+    def expand(self, linear: PanelLinear) -> PanelLinear:
+        """Returns the same layer with its weight plain, if it lies in twelve bits."""
+        if linear.packing != _TWELVE_BITS:
+            return linear
+        return linear.repacked(self._expand_twelve_bits(linear.panels), str(torch.bfloat16))
 
     def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
         """Returns [token, part sizes]."""
@@ -216,6 +239,10 @@ class CpuKernels:
 
     def build_decoder(self, parts: DecoderParts) -> Decoder:
         """Returns layers that run as one operator, where their widths allow it."""
+        packings = {linear.packing for linear in panels_of(parts)}
+        if packings == {_TWELVE_BITS, str(torch.bfloat16)}:
+            # Some weights did not fit into twelve bits, and the operator takes one kind alone.
+            parts = with_panels(parts, self.expand)
         return CpuDecoder(self._decoder, parts) if CpuDecoder.fits(parts) else ComposedDecoder(parts, self)
 
     def sample(

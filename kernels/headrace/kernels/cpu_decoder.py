@@ -1,10 +1,12 @@
 """A decoder's layers in one C++ operator: all threads go through them together, without Python in between."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from headrace.kernels.decoder import DecoderParts, DecoderStep
+from headrace.kernels.linear import PackedLinear
 from headrace.kernels.panel_linear import PanelLinear
 
 _WIDTH_MULTIPLE = 32
@@ -15,7 +17,7 @@ class CpuDecoder:
 
     def __init__(self, operator: Callable[..., torch.Tensor], parts: DecoderParts) -> None:
         layers = parts.layers
-        panels = _linears(parts)
+        panels = panels_of(parts)
         norms = [norm for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
         no_bias = parts.final_norm.new_empty(0)
         has_bias = any(linear.bias is not None for linear in panels)
@@ -36,7 +38,7 @@ class CpuDecoder:
 
         All that a product reads must be whole panels deep, and all weights packed alike.
         """
-        if len({linear.packing for linear in _linears(parts)}) > 1:
+        if len({linear.packing for linear in panels_of(parts)}) > 1:
             return False
         first = parts.layers[0]
         widths = (linear.in_feature_count for linear in (first.query_key_value, first.attention_output, first.down))
@@ -66,7 +68,27 @@ class CpuDecoder:
         )
 
 
-def _linears(parts: DecoderParts) -> list[PanelLinear]:
+def with_panels(parts: DecoderParts, change: Callable[[PanelLinear], PanelLinear]) -> DecoderParts:
+    """Returns the same decoder with other linear layers; all of them have panels."""
+
+    def changed(linear: PackedLinear) -> PanelLinear:
+        assert isinstance(linear, PanelLinear)
+        return change(linear)
+
+    layers = tuple(
+        replace(
+            layer,
+            query_key_value=changed(layer.query_key_value),
+            attention_output=changed(layer.attention_output),
+            gated=changed(layer.gated),
+            down=changed(layer.down),
+        )
+        for layer in parts.layers
+    )
+    return replace(parts, layers=layers)
+
+
+def panels_of(parts: DecoderParts) -> list[PanelLinear]:
     """Returns the linear layers in the order in which the operator takes their weights."""
     linears = [
         linear

@@ -28,8 +28,21 @@ class PanelLinear:
         """[row of the weight], or None."""
         self.packing = packing
         """The same for weights that are packed alike."""
+        self._weight_shape = weight_shape
         self._row_count, self._in_feature_count = weight_shape
         self._is_gated = is_gated
+
+    def repacked(self, panels: torch.Tensor, packing: str) -> "PanelLinear":
+        """Returns the same layer over the same weight in other panels."""
+        return PanelLinear(
+            self._operator,
+            panels=panels,
+            scales=self.scales,
+            bias=self.bias,
+            weight_shape=self._weight_shape,
+            is_gated=self._is_gated,
+            packing=packing,
+        )
 
     @property
     def in_feature_count(self) -> int:

@@ -12,7 +12,9 @@ class WeightFormat(StrEnum):
     """How linear layers keep their weights."""
 
     AUTO = "auto"
-    """As the file packs them, where the operators can read that, and otherwise plain; the results are the same."""
+    """As the file packs them, where the operators can read that, else as is fastest; the results are the same."""
+    COMPACT = "compact"
+    """Bfloat16 in twelve bits without loss, where the operators can read that, and otherwise plain."""
     PLAIN = "plain"
     """In the type that they come in."""
     INT8 = "int8"

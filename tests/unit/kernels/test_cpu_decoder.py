@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.kernels.build import default_cache_folder
 from headrace.kernels.cpu import CpuKernels, load_cpu_kernels
-from headrace.kernels.cpu_decoder import CpuDecoder
+from headrace.kernels.cpu_decoder import CpuDecoder, panels_of
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderLayer, DecoderParts, DecoderStep
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import (
@@ -217,6 +217,36 @@ def test_takes_every_shape_of_decoder(cpu_kernels: CpuKernels, widths: Widths) -
 def test_takes_weights_in_eight_bits(dtype: torch.dtype) -> None:
     kernels = load_cpu_kernels(default_cache_folder(), print, weight_format=WeightFormat.INT8)
     check_equal(kernels, Widths(has_bias=True), MIXES["mixed"], dtype)
+
+
+def compact_kernels() -> CpuKernels:
+    return load_cpu_kernels(default_cache_folder(), print, weight_format=WeightFormat.COMPACT)
+
+
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES.keys())
+def test_takes_weights_in_twelve_bits(rows: list[tuple[int, int]]) -> None:
+    widths, plain = Widths(has_bias=True), load_cpu_kernels(default_cache_folder(), print)
+    compact_parts = make_parts(compact_kernels(), widths, torch.bfloat16)
+    assert {linear.panels.dtype for linear in panels_of(compact_parts)} == {torch.uint8}
+    check_equal_parts(compact_kernels(), compact_parts, widths, rows, torch.bfloat16)
+    outcomes = [
+        run(kernels.build_decoder(make_parts(kernels, widths, torch.bfloat16)), kernels, widths, rows, torch.bfloat16)
+        for kernels in (compact_kernels(), plain)
+    ]
+    assert torch.equal(*outcomes)
+
+
+def test_one_weight_that_does_not_fit_into_twelve_bits_keeps_the_others_in_one_operator() -> None:
+    widths, kernels = Widths(layers=2), compact_kernels()
+    parts = make_parts(kernels, widths, torch.bfloat16)
+    wild = torch.zeros(widths.hidden, widths.inner)
+    wild[3] = torch.logspace(-38, 0, widths.inner).flip(0)[
+        torch.randperm(widths.inner, generator=torch.Generator().manual_seed(0))
+    ]
+    layers = (parts.layers[0], replace(parts.layers[1], down=kernels.pack_linear(wild.to(torch.bfloat16))))
+    mixed = replace(parts, layers=layers)
+    assert {linear.panels.dtype for linear in panels_of(mixed)} == {torch.uint8, torch.bfloat16}
+    check_equal_parts(kernels, mixed, widths, MIXES["mixed"], torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

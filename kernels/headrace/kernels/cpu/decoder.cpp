@@ -300,6 +300,7 @@ INSTANTIATE(BFloat16, BFloat16)
 INSTANTIATE(BFloat16, int8_t)
 INSTANTIATE(BFloat16, EightBitStep)
 INSTANTIATE(BFloat16, FourBitStep)
+INSTANTIATE(BFloat16, TwelveBitStep)
 #undef INSTANTIATE
 
 }  // namespace headrace

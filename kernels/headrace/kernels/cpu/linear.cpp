@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include <atomic>
 #include <optional>
 
 #include "buffer.h"
@@ -19,6 +20,16 @@ Buffer<T> pad_rows(const T* input, const LinearShape& shape, int64_t depth) {
   return padded;
 }
 
+// Copies the rows of a panel into it; it is zeroed.
+template <typename W>
+void pack_panel(const W* weight, int64_t weight_stride, const LinearShape& shape, int64_t panel, W* target) {
+  for (int64_t out = 0; out < kPanelWidth; ++out) {
+    const int64_t row = weight_row(shape, panel, out);
+    if (row == shape.out_count) continue;
+    for (int64_t in = 0; in < shape.in_count; ++in) target[panel_offset<W>(in, out)] = weight[row * weight_stride + in];
+  }
+}
+
 }  // namespace
 
 template <typename W>
@@ -31,12 +42,27 @@ void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shap
   const int64_t size = panel_size<W>(shape);
   parallel_shares(panel_count(shape), max_thread_count(), [&](Share share) {
     for (int64_t panel = share.begin; panel < share.end; ++panel)
-      for (int64_t out = 0; out < kPanelWidth; ++out) {
-        const int64_t row = weight_row(shape, panel, out);
-        if (row == shape.out_count) continue;
-        for (int64_t in = 0; in < shape.in_count; ++in)
-          panels[panel * size + panel_offset<W>(in, out)] = weight[row * weight_stride + in];
-      }
+      pack_panel(weight, weight_stride, shape, panel, panels + panel * size);
+  });
+}
+
+bool pack_twelve_bits(const BFloat16* weight, int64_t weight_stride, const LinearShape& shape, TwelveBitStep* panels) {
+  const int64_t step_count = panel_size<TwelveBitStep>(shape);
+  std::atomic<bool> fits = true;
+  parallel_shares(panel_count(shape), max_thread_count(), [&](Share share) {
+    for (int64_t panel = share.begin; panel < share.end && fits; ++panel) {
+      Buffer<BFloat16> plain(step_count * kStepWeights);
+      pack_panel(weight, weight_stride, shape, panel, plain.data());
+      for (int64_t step = 0; step < step_count; ++step)
+        if (!narrow_step(plain.data() + step * kStepWeights, panels[panel * step_count + step])) fits = false;
+    }
+  });
+  return fits;
+}
+
+void expand_twelve_bits(const TwelveBitStep* steps, int64_t step_count, BFloat16* panels) {
+  parallel_shares(step_count, max_thread_count(), [&](Share share) {
+    for (int64_t step = share.begin; step < share.end; ++step) widen_step(steps + step, panels + step * kStepWeights);
   });
 }
 
@@ -94,9 +120,11 @@ INSTANTIATE_NARROW(BFloat16)
 INSTANTIATE_NARROW(int8_t)
 INSTANTIATE_NARROW(EightBitStep)
 INSTANTIATE_NARROW(FourBitStep)
+INSTANTIATE_NARROW(TwelveBitStep)
 #undef INSTANTIATE
 #undef INSTANTIATE_NARROW
 template int64_t packed_size<BFloat16>(const LinearShape&);
+template int64_t packed_size<TwelveBitStep>(const LinearShape&);
 template void pack_weight<float>(const float*, int64_t, const LinearShape&, float*);
 template void pack_weight<BFloat16>(const BFloat16*, int64_t, const LinearShape&, BFloat16*);
 template void pack_weight<int8_t>(const int8_t*, int64_t, const LinearShape&, int8_t*);

@@ -3,7 +3,11 @@
 
 #include <cstdint>
 
+#include "bfloat16.h"
+
 namespace headrace {
+
+struct TwelveBitStep;
 
 struct LinearShape {
   int64_t row_count;
@@ -29,6 +33,13 @@ void pack_weight(const W* weight, int64_t weight_stride, const LinearShape& shap
 template <typename W, typename V>
 void pack_blocks(const V* values, const uint16_t* scales, const uint16_t* minima, const LinearShape& shape, W* panels);
 
+// The same for a weight of bfloat16, without loss in twelve bits for each element. Returns false where that cannot be
+// done; `panels` are of no use then.
+bool pack_twelve_bits(const BFloat16* weight, int64_t weight_stride, const LinearShape& shape, TwelveBitStep* panels);
+
+// Turns steps of twelve bits back into the steps that `pack_weight` would have made.
+void expand_twelve_bits(const TwelveBitStep* steps, int64_t step_count, BFloat16* panels);
+
 template <typename T, typename W>
 struct LinearTensors {
   const T* input;
@@ -45,7 +56,8 @@ struct LinearTensors {
 };
 
 // output [row, out] = input @ weight.T * scales + bias + added; when gated [row, out / 2], silu(first half) * second
-// half of that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h.
+// half of that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h, or in
+// twelve_bit_steps.h.
 template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape);
 

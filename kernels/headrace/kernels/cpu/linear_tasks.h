@@ -9,6 +9,7 @@
 #include "buffer.h"
 #include "linear.h"
 #include "panel_product.h"
+#include "twelve_bit_steps.h"
 #include "widen_panel.h"
 
 namespace headrace {
@@ -121,6 +122,8 @@ template <>
 inline constexpr int64_t kStepSize<EightBitStep> = 1;
 template <>
 inline constexpr int64_t kStepSize<FourBitStep> = 1;
+template <>
+inline constexpr int64_t kStepSize<TwelveBitStep> = 1;
 
 inline void fetch_lines(const void* begin, int64_t byte_count) {
   for (int64_t byte = 0; byte < byte_count; byte += 64)

@@ -6,6 +6,7 @@
 #include "bfloat16.h"
 #include "block_steps.h"
 #include "linear.h"
+#include "twelve_bit_steps.h"
 
 namespace headrace::operators {
 
@@ -25,13 +26,16 @@ inline void with_type(const Tensor& tensor, const Body& body) {
 }
 
 // Calls body.template operator()<W>() with the type of a packed weight for inputs of type T: that of the input, 8-bit
-// integers with scales, or one of the steps in block_steps.h, which are kept as bytes.
+// integers with scales, or one of the steps in block_steps.h and twelve_bit_steps.h, which are kept as bytes.
 template <typename T, typename Body>
 inline void with_weight_type(const Tensor& panels, const LinearShape& shape, const Body& body) {
   if (panels.scalar_type() == at::kChar) return body.template operator()<int8_t>();
   if (panels.scalar_type() != at::kByte) return body.template operator()<T>();
   if (panels.numel() == packed_size<EightBitStep>(shape) * static_cast<int64_t>(sizeof(EightBitStep)))
     return body.template operator()<EightBitStep>();
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (panels.numel() == packed_size<TwelveBitStep>(shape) * static_cast<int64_t>(sizeof(TwelveBitStep)))
+      return body.template operator()<TwelveBitStep>();
   return body.template operator()<FourBitStep>();
 }
 

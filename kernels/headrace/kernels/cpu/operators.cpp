@@ -136,10 +136,14 @@ Tensor pack_blocks(const Tensor& values, const Tensor& scales, const std::option
   return pack.template operator()<EightBitStep, int8_t>();
 }
 
-Tensor pack_weight(const Tensor& weight, bool is_gated) {
+LinearShape packed_shape(const Tensor& weight, bool is_gated) {
   TORCH_CHECK(weight.dim() == 2 && weight.stride(1) == 1, "weight must be [out, in] with whole rows");
   TORCH_CHECK(!is_gated || weight.size(0) % 2 == 0, "a gated weight has as many gates as outputs");
-  const LinearShape shape = {0, 0, weight.size(1), weight.size(0), is_gated};
+  return {0, 0, weight.size(1), weight.size(0), is_gated};
+}
+
+Tensor pack_weight(const Tensor& weight, bool is_gated) {
+  const LinearShape shape = packed_shape(weight, is_gated);
   // Of every type that is packed as it is, a panel has as many elements.
   Tensor panels = allocate_panels(packed_size<float>(shape), weight.options());
   if (weight.scalar_type() == at::kChar) {
@@ -150,6 +154,27 @@ Tensor pack_weight(const Tensor& weight, bool is_gated) {
     headrace::pack_weight(data<T>(weight), weight.stride(0), shape, mutable_data<T>(panels));
   });
   return panels;
+}
+
+// Returns nothing where the weights differ too much for twelve bits.
+std::optional<Tensor> pack_twelve_bits(const Tensor& weight, bool is_gated) {
+  const LinearShape shape = packed_shape(weight, is_gated);
+  TORCH_CHECK(weight.scalar_type() == at::kBFloat16, "weight must be bfloat16");
+  Tensor panels =
+      allocate_panels(packed_size<TwelveBitStep>(shape) * sizeof(TwelveBitStep), weight.options().dtype(at::kByte));
+  const bool fits = headrace::pack_twelve_bits(data<BFloat16>(weight), weight.stride(0), shape,
+                                               static_cast<TwelveBitStep*>(panels.mutable_data_ptr()));
+  if (!fits) return std::nullopt;
+  return panels;
+}
+
+Tensor expand_twelve_bits(const Tensor& panels) {
+  constexpr auto kStepBytes = static_cast<int64_t>(sizeof(TwelveBitStep));
+  check_column(panels, at::kByte, panels.numel() / kStepBytes * kStepBytes, "panels");
+  const int64_t step_count = panels.numel() / kStepBytes;
+  Tensor plain = allocate_panels(step_count * kStepWeights, panels.options().dtype(at::kBFloat16));
+  headrace::expand_twelve_bits(data<TwelveBitStep>(panels), step_count, mutable_data<BFloat16>(plain));
+  return plain;
 }
 
 Tensor linear(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& scales,
@@ -286,6 +311,8 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
       "Tensor context_lengths, float scale) -> Tensor");
   library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
+  library.def("pack_twelve_bits(Tensor weight, bool is_gated) -> Tensor?");
+  library.def("expand_twelve_bits(Tensor panels) -> Tensor");
   library.def("pack_blocks(Tensor values, Tensor scales, Tensor? minima, bool is_gated) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor panels, Tensor? scales, Tensor? bias, int out_count, bool is_gated, "
@@ -305,6 +332,8 @@ TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
   library.impl("rotary_and_write_kv", &headrace::operators::rotary_and_write_kv);
   library.impl("paged_attention", &headrace::operators::paged_attention);
   library.impl("pack_weight", &headrace::operators::pack_weight);
+  library.impl("pack_twelve_bits", &headrace::operators::pack_twelve_bits);
+  library.impl("expand_twelve_bits", &headrace::operators::expand_twelve_bits);
   library.impl("pack_blocks", &headrace::operators::pack_blocks);
   library.impl("linear", &headrace::operators::linear);
   library.impl("likeliest", &headrace::operators::likeliest);

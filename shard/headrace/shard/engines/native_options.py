@@ -24,8 +24,9 @@ class NativeOptions:
     """Of weights, activations and KV cache: float32, bfloat16 or auto: that in which the weights are stored,
     where the operators are fast in it."""
     weight_format: str = "auto"
-    """How linear layers keep their weights: auto, in the blocks of a GGUF file (Q4_0, Q4_1, Q8_0) and else in dtype,
-    with the same results; plain, in dtype; or int8, with one scale per output."""
+    """How linear layers keep their weights: auto, in the blocks of a GGUF file (Q4_0, Q4_1, Q8_0) and else as is
+    fastest; compact, bfloat16 in twelve bits without loss; plain, in dtype; the results of these three are the same;
+    or int8, with one scale per output."""
     device: str = "cpu"
     """As torch names it."""
     kernels: str = "auto"
