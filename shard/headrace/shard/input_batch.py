@@ -330,9 +330,11 @@ class InputBatch:
     def _select_rows(self, plan: StepPlan) -> StepRows:
         columns, places = self.columns, self._places
         chunk_counts = np.ones(len(places), dtype=np.int64)
-        chunk_counts[list(plan.chunk_rows)] = plan.chunk_token_counts
+        if plan.chunk_rows:
+            chunk_counts[list(plan.chunk_rows)] = plan.chunk_token_counts
         computes = ~columns.is_over[places]
-        computes[list(plan.held_rows)] = False
+        if plan.held_rows:
+            computes[list(plan.held_rows)] = False
         rows = computes.nonzero()[0]
         places, chunk_counts = places[rows], chunk_counts[rows]
         starts = columns.computed_counts[places]
@@ -345,19 +347,19 @@ class InputBatch:
             places=places,
             starts=starts,
             chunk_counts=chunk_counts,
-            draft_counts=np.zeros_like(chunk_counts),
+            draft_counts=np.zeros(len(rows), dtype=np.int64),
             samples=reaches & ~pools,
             pools=pools,
             completes=reaches & pools,
         )
 
     def _check_reach(self, rows: Ints, places: Ints, starts: Ints, chunk_counts: Ints, left: Ints) -> None:
-        if (far := (chunk_counts > left).nonzero()[0]).size:
+        if len(far := (chunk_counts > left).nonzero()[0]) > 0:
             row = far[0]
             raise PlanRejected(f"row {rows[row]}: a chunk of {chunk_counts[row]} exceeds the {left[row]} tokens left")
         held = self.columns.block_counts[places] * self._description.block_size
         needed = starts + chunk_counts
-        if (short := (needed > held).nonzero()[0]).size:
+        if len(short := (needed > held).nonzero()[0]) > 0:
             row = short[0]
             raise PlanRejected(f"row {rows[row]}: a block table for {held[row]} tokens cannot hold {needed[row]}")
         limit, total = self._description.token_limit, int(chunk_counts.sum())

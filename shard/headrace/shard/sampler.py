@@ -47,39 +47,41 @@ class Sampler:
             batch: The resident batch.
             step: The rows of this step.
         """
-        places = step.places[step.samples]
+        # NOTE: after a forward pass no cache holds what an array operation needs: each that most steps can do without
+        # is one.
+        places, rows = step.places[step.samples], step.rows[step.samples]
         likeliest = self._kernels.likeliest(logits)
-        is_broken = ~np.isfinite(likeliest.logits.cpu().numpy())
-        if is_broken.any():
+        broken = (~np.isfinite(likeliest.logits.cpu().numpy())).nonzero()[0]
+        if len(broken) > 0:
             # The row is over; zeros only keep the others' arithmetic clean.
-            logits[torch.from_numpy(is_broken)] = 0.0
+            logits[torch.from_numpy(broken)] = 0.0
+        errors: dict[int, tuple[str, str]] = {}
         processor = LogitsProcessor(self._kernels, batch, places)
-        processed, is_empty = logits, np.zeros_like(is_broken)
+        processed = logits
         if processor.changes_logits:
             # Whoever wants the model's own distribution reported needs it as it was.
             dtype = torch.float32 if processor.computes else logits.dtype
             processed = logits.to(dtype, copy=bool(batch.columns.reports_logprobs[places].any()))
-            is_empty = processor.apply(processed)
-        if not processor.changes_logits and not batch.columns.temperatures[places].any():
+            for index in processor.apply(processed).nonzero()[0].tolist():
+                errors[index] = (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT])
+            for index, detail in processor.failed_grammars.items():
+                errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
+        for index in broken.tolist():
+            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
+        if not processor.changes_logits and np.count_nonzero(batch.columns.temperatures[places]) == 0:
             token_ids = likeliest.token_ids
         else:
             token_ids = self._sample(processed, batch, places)
-        rows = step.rows[step.samples]
-        errors = dict.fromkeys(is_empty.nonzero()[0].tolist(), (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT]))
-        for index, detail in processor.failed_grammars.items():
-            errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
-        for index in is_broken.nonzero()[0].tolist():
-            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
-        is_over = np.zeros(len(rows), dtype=np.bool_)
-        is_over[list(errors)] = True
-        failed = np.zeros(len(step.rows), dtype=np.bool_)
-        failed[step.samples] = is_over
+        failed, is_good = np.zeros(len(step.rows), dtype=np.bool_), np.ones(len(rows), dtype=np.bool_)
+        if errors:
+            is_good[list(errors)] = False
+            failed[step.samples] = ~is_good
         drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
         return Draw(
             token_ids=token_ids.cpu().numpy(),
             failed=failed,
             errors=tuple(RowError(int(rows[index]), *error) for index, error in sorted(errors.items())),
-            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, ~is_over),
+            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, is_good),
         )
 
     def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from headrace.contract.step import RowError, RowLogprobs
 from headrace.shard.input_batch import InputBatch, RowOutcomes, StepDrafts, StepRows
-from headrace.shard.sampler import Sampler
+from headrace.shard.sampler import Draw, Sampler
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -58,12 +58,14 @@ def draw_step(
         drafts: What was guessed.
         failed: [computing] rows that are over because of another error.
     """
+    if drafts is None:
+        draw = sampler.draw(logits, batch, step)
+        outcomes = _record(batch, step, draw, failed)
+        return DrawnStep(outcomes=outcomes, errors=draw.errors, logprobs=draw.logprobs)
     lengths = 1 + step.draft_counts[step.samples]
     firsts = np.cumsum(lengths) - lengths
-    draw = sampler.draw(logits if drafts is None else _rows_of(logits, firsts), batch, step)
-    outcomes = batch.record(step, draw.token_ids, draw.failed if failed is None else draw.failed | failed)
-    if drafts is None:
-        return DrawnStep(outcomes=outcomes, errors=draw.errors, logprobs=draw.logprobs)
+    draw = sampler.draw(_rows_of(logits, firsts), batch, step)
+    outcomes = _record(batch, step, draw, failed)
     sampling = np.cumsum(step.samples)[drafts.indices] - 1
     follower = _Follower(sampler=sampler, batch=batch, step=step, logits=logits, firsts=firsts[sampling], drafts=drafts)
     follower.follow(draw.token_ids[sampling])
@@ -126,6 +128,10 @@ class _Follower:
         self.outcomes.append(batch.record(rows, drawn, np.zeros(len(drawn), dtype=np.bool_)))
         self.logprobs += draw.logprobs
         return going_on[good], drawn
+
+
+def _record(batch: InputBatch, step: StepRows, draw: Draw, failed: Bools | None) -> RowOutcomes:
+    return batch.record(step, draw.token_ids, draw.failed if failed is None else draw.failed | failed)
 
 
 def _rows_of(logits: torch.Tensor, indices: Ints) -> torch.Tensor:
