@@ -149,6 +149,50 @@ def test_a_token_of_no_weight_is_never_drawn(cpu_kernels: CpuKernels) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.8), (40, 0.9)])
+@pytest.mark.parametrize("vocabulary", [40, 512, 513, 5000, 49152])
+def test_draws_from_what_masks_leave_as_the_reference(
+    cpu_kernels: CpuKernels, vocabulary: int, top_k: int, top_p: float, dtype: torch.dtype
+) -> None:
+    """Most tokens are barred, whole runs of them: those are passed over, and the last token is reached all the same."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    row_count = 24
+    logits = randn(row_count, vocabulary).to(dtype)
+    is_run = torch.rand(row_count, -(-vocabulary // 64), generator=generator) < 0.1
+    is_kept = is_run.repeat_interleave(64, dim=1)[:, :vocabulary]
+    is_kept[:, torch.randint(vocabulary, (3,), generator=generator)] = True
+    is_kept[::3], is_kept[::3, -1] = False, True
+    is_kept[::3, 0] = True
+    logits[~is_kept] = -torch.inf
+    columns = {
+        "temperature": torch.linspace(0.3, 2.0, row_count),
+        "top_k": torch.full((row_count,), top_k),
+        "top_p": torch.full((row_count,), top_p),
+        "seeds": torch.arange(row_count),
+        "positions": torch.arange(row_count) * 7,
+    }
+    drawn = cpu_kernels.sample(logits, **columns)
+    assert torch.equal(drawn, REFERENCE.sample(logits, **columns))
+    assert is_kept[torch.arange(row_count), drawn].all()
+
+
+def test_draws_are_as_frequent_as_they_are_likely(cpu_kernels: CpuKernels) -> None:
+    count, vocabulary = 20_000, 1300
+    weights = torch.zeros(vocabulary)
+    weights[torch.tensor([0, 511, 512, 1024, 1299])] = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    drawn = cpu_kernels.sample(
+        weights.log().expand(count, -1).contiguous(),
+        temperature=torch.ones(count),
+        top_k=torch.zeros(count, dtype=torch.int64),
+        top_p=torch.ones(count),
+        seeds=torch.arange(count),
+        positions=torch.zeros(count, dtype=torch.int64),
+    )
+    shares = torch.bincount(drawn, minlength=vocabulary) / count
+    torch.testing.assert_close(shares, weights, atol=0.015, rtol=0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("vocabulary", "top_count"), [(1, 1), (50, 0), (50, 50), (3000, 7)])
 def test_logprobs(cpu_kernels: CpuKernels, vocabulary: int, top_count: int, dtype: torch.dtype) -> None:
     logits = (randn(4, vocabulary) * 5).to(dtype)

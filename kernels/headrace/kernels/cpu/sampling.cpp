@@ -11,6 +11,17 @@ namespace {
 
 // Logits that one thread goes through before a second one is worth calling.
 constexpr int64_t kLogitsPerThread = 16 * 1024;
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+typedef float HalfFloats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(64)));
+constexpr int64_t kWideLanes = 8;
+
+Doubles load_wide(const float* source) {
+  HalfFloats values;
+  std::memcpy(&values, source, sizeof(values));
+  return __builtin_convertvector(values, Doubles);
+}
 
 struct Candidate {
   float score;
@@ -23,7 +34,7 @@ bool is_likelier(const Candidate& left, const Candidate& right) {
 
 template <typename T>
 Candidate likeliest_of(const T* logits, int64_t begin, int64_t end) {
-  Floats best = broadcast(-std::numeric_limits<float>::infinity());
+  Floats best = broadcast(kNever);
   Ints best_ids = {};
   Ints is_broken = {};
   Ints ids = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(begin);
@@ -35,10 +46,10 @@ Candidate likeliest_of(const T* logits, int64_t begin, int64_t end) {
     best_ids = is_better ? ids : best_ids;
     is_broken |= scores != scores;
   }
-  Candidate found = {-std::numeric_limits<float>::infinity(), end};
+  Candidate found = {kNever, end};
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const Candidate candidate = {best[lane], best_ids[lane]};
-    if (candidate.score > -std::numeric_limits<float>::infinity() && is_likelier(candidate, found)) found = candidate;
+    if (candidate.score > kNever && is_likelier(candidate, found)) found = candidate;
   }
   for (; token_id < end; ++token_id) {
     const Candidate candidate = {widen(logits[token_id]), token_id};
@@ -76,47 +87,99 @@ double uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>(bits) * 0x1.0p-53;
 }
 
-// The scores of one row, and the weights that a token is drawn by.
+// The tokens of one row after the other: their weights, by which one is drawn.
+// NOTE: a running sum over a vocabulary waits for each addition before the next one, and took longer than all else here.
+// So blocks of tokens are summed first, in vectors, and only the block that holds the drawn token is gone through.
+template <typename T>
 class Distribution {
  public:
-  template <typename T>
-  Distribution(const T* logits, int64_t vocabulary, float temperature) : scores_(vocabulary), weights_(vocabulary) {
-    for (int64_t token_id = 0; token_id < vocabulary; ++token_id) scores_[token_id] = widen(logits[token_id]);
-    const float peak = *std::max_element(scores_.begin(), scores_.end());
-    // Shifted before it is divided, so that no temperature makes an infinity.
-    int64_t token_id = 0;
-    for (; token_id + kLanes <= vocabulary; token_id += kLanes)
-      store(&weights_[token_id], exponential((load(&scores_[token_id]) - peak) / temperature));
-    for (; token_id < vocabulary; ++token_id)
-      weights_[token_id] = exponential((scores_[token_id] - peak) / temperature);
+  explicit Distribution(int64_t vocabulary)
+      : vocabulary_(vocabulary), weights_(vocabulary), peaks_((vocabulary + kBlock - 1) / kBlock), sums_(peaks_.size()) {}
+
+  // Takes the next row.
+  void fill(const T* logits, float temperature) {
+    logits_ = logits;
+    for (std::size_t block = 0; block < peaks_.size(); ++block) peaks_[block] = peak_of(begin(block), end(block));
+    const float peak = *std::max_element(peaks_.begin(), peaks_.end());
+    for (std::size_t block = 0; block < peaks_.size(); ++block) {
+      if (peaks_[block] == kNever) {
+        // A grammar bars most of the tokens, block after block.
+        std::fill(&weights_[begin(block)], weights_.data() + end(block), 0.0f);
+        continue;
+      }
+      // Shifted before it is divided, so that no temperature makes an infinity.
+      int64_t token_id = begin(block);
+      for (; token_id + kLanes <= end(block); token_id += kLanes)
+        store(&weights_[token_id], exponential((load(logits + token_id) - peak) / temperature));
+      for (; token_id < end(block); ++token_id)
+        weights_[token_id] = exponential((widen(logits[token_id]) - peak) / temperature);
+    }
   }
 
   void keep_top_k(int64_t count) {
-    if (count <= 0 || count >= static_cast<int64_t>(scores_.size())) return;
+    if (count <= 0 || count >= vocabulary_) return;
+    scores_.resize(vocabulary_);
+    for (int64_t token_id = 0; token_id < vocabulary_; ++token_id) scores_[token_id] = widen(logits_[token_id]);
     keep_likeliest(scores_, static_cast<double>(count), [](float) { return 1.0; });
   }
 
   void keep_top_p(float share) {
     if (share >= 1.0f) return;
-    double total = 0.0;
-    for (const float weight : weights_) total += weight;
-    keep_likeliest(weights_, total * static_cast<double>(share), [](float weight) { return double{weight}; });
+    keep_likeliest(weights_, sum_blocks() * static_cast<double>(share), [](float weight) { return double{weight}; });
   }
 
-  int64_t draw(double number) const {
-    double total = 0.0;
-    for (const float weight : weights_) total += weight;
+  int64_t draw(double number) {
+    const double total = sum_blocks();
     // Rounding must not lift the target to the total, past the last token that has any weight.
     const double target = std::min(number * total, std::nextafter(total, 0.0));
     double cumulated = 0.0;
-    for (std::size_t token_id = 0; token_id < weights_.size(); ++token_id) {
+    std::size_t block = 0;
+    while (block + 1 < sums_.size() && cumulated + sums_[block] <= target) cumulated += sums_[block++];
+    int64_t drawn = begin(block);
+    for (int64_t token_id = begin(block); token_id < end(block); ++token_id) {
+      if (!(weights_[token_id] > 0.0f)) continue;
+      // One by one they may add up to a rounding less than the block's sum: then it is the last of them.
+      drawn = token_id;
       cumulated += weights_[token_id];
-      if (cumulated > target) return static_cast<int64_t>(token_id);
+      if (cumulated > target) break;
     }
-    return static_cast<int64_t>(weights_.size()) - 1;
+    return drawn;
   }
 
  private:
+  // Tokens that are summed together.
+  static constexpr int64_t kBlock = 512;
+
+  int64_t begin(std::size_t block) const { return static_cast<int64_t>(block) * kBlock; }
+  int64_t end(std::size_t block) const { return std::min(begin(block) + kBlock, vocabulary_); }
+
+  float peak_of(int64_t token_id, int64_t end) const {
+    Floats peaks = broadcast(kNever);
+    for (; token_id + kLanes <= end; token_id += kLanes) peaks = maximum(peaks, load(logits_ + token_id));
+    float peak = largest(peaks);
+    for (; token_id < end; ++token_id) peak = std::max(peak, widen(logits_[token_id]));
+    return peak;
+  }
+
+  // Sums each block of weights, and returns the total.
+  double sum_blocks() {
+    double total = 0.0;
+    for (std::size_t block = 0; block < sums_.size(); ++block) {
+      sums_[block] = peaks_[block] == kNever ? 0.0 : sum_of(begin(block), end(block));
+      total += sums_[block];
+    }
+    return total;
+  }
+
+  double sum_of(int64_t token_id, int64_t end) const {
+    Doubles sums = {};
+    for (; token_id + kWideLanes <= end; token_id += kWideLanes) sums += load_wide(&weights_[token_id]);
+    double total = 0.0;
+    for (int64_t lane = 0; lane < kWideLanes; ++lane) total += sums[lane];
+    for (; token_id < end; ++token_id) total += weights_[token_id];
+    return total;
+  }
+
   // Keeps the likeliest tokens by `values`, until what they measure reaches `wanted`, and zeroes other weights.
   // NOTE: tokens are counted by the leading bits of their values, so only those on the border need an order. Sorting
   // all of a vocabulary took longer than a step of the model.
@@ -151,8 +214,14 @@ class Distribution {
     return static_cast<int64_t>((bits & 0x80000000u ? ~bits : bits | 0x80000000u) >> 20);
   }
 
+  int64_t vocabulary_;
+  const T* logits_ = nullptr;
+  // Of the tokens' logits, filled for top-k alone.
   std::vector<float> scores_;
   std::vector<float> weights_;
+  // Of each block, the largest logit and the sum of the weights.
+  std::vector<float> peaks_;
+  std::vector<double> sums_;
   std::vector<Candidate> candidates_;
 };
 
@@ -194,12 +263,13 @@ template <typename T>
 void sample(const T* logits, int64_t row_count, int64_t vocabulary, const SamplingColumns& columns,
             int64_t* token_ids) {
   parallel_shares(row_count, max_thread_count(), [&](Share share) {
+    Distribution<T> distribution(vocabulary);
     for (int64_t row = share.begin; row < share.end; ++row) {
       if (!(columns.temperatures[row] > 0.0f)) {
         token_ids[row] = likeliest_of(logits + row * vocabulary, 0, vocabulary).token_id;
         continue;
       }
-      Distribution distribution(logits + row * vocabulary, vocabulary, columns.temperatures[row]);
+      distribution.fill(logits + row * vocabulary, columns.temperatures[row]);
       distribution.keep_top_k(columns.top_ks[row]);
       distribution.keep_top_p(columns.top_ps[row]);
       token_ids[row] = distribution.draw(
