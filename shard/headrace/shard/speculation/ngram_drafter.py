@@ -16,10 +16,12 @@ NGRAM_TOKEN_COUNT: Final = 3
 
 _BUCKET_COUNT: Final = 4096
 """Places in a row's table: 16 KiB, in which a text of some thousand tokens finds most of its n-grams again."""
-_MULTIPLIERS: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+_MULTIPLIERS: Final = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 """Odd constants of multiplicative hashing, one for each token of an n-gram."""
 _SHIFT: Final = np.uint64(64 - 12)
-"""Keeps the upper bits of a product, which depend on all of its factors': as many as number a bucket."""
+"""Keeps the upper bits of a sum of products, which depend on all of their factors': as many as number a bucket."""
+_DISTANCES: Final = np.arange(1, NGRAM_TOKEN_COUNT + 1)
+"""How far before a position the tokens of its n-gram are, the nearest first."""
 
 
 class NgramDrafter(GrowingColumns):
@@ -37,6 +39,8 @@ class NgramDrafter(GrowingColumns):
     def __init__(self) -> None:
         self._buckets = np.zeros((0, _BUCKET_COUNT), dtype=np.int32)
         """[place, bucket] the position after an n-gram; 0 for none."""
+        self._last_slots = np.zeros(0, dtype=np.int64)
+        """[place] where all buckets in a row have that of the n-gram that was the last one at the last look."""
         self._matches = np.zeros(0, dtype=np.int64)
         """[place] the position after the last n-gram's place in the text; 0 for none."""
 
@@ -47,24 +51,24 @@ class NgramDrafter(GrowingColumns):
     def look(self, batch: InputBatch, places: Ints) -> Bools:
         """Takes in the rows' new tokens, and returns [row] whose last n-gram came before."""
         columns = batch.columns
-        self.grow_places(len(columns.token_counts))
+        if len(self._matches) < len(columns.token_counts):
+            self.grow_places(len(columns.token_counts))
         counts, indexed = columns.token_counts[places], columns.drafts.indexed_counts[places]
-        self._buckets[places[indexed == 0]] = 0
+        columns.drafts.indexed_counts[places] = counts
         # What follows the last n-gram is not known yet: its turn comes with the next token.
-        firsts = np.maximum(indexed, NGRAM_TOKEN_COUNT)
-        added = np.maximum(counts - firsts, 0)
-        owners = np.repeat(places, added)
-        ends = np.arange(added.sum()) + np.repeat(firsts - (np.cumsum(added) - added), added)
-        columns.drafts.indexed_counts[places] = np.maximum(counts, 1)
-        if len(ends) > 0:
-            # Of two with one bucket the later one stays: an assignment goes through its indices in order.
-            self._buckets[owners, _buckets_of(columns.token_ids, owners, ends)] = ends
-        found = np.zeros(len(places), dtype=np.int64)
-        long = (counts >= NGRAM_TOKEN_COUNT).nonzero()[0]
-        if len(long) > 0:
-            where, ends = places[long], counts[long]
-            found[long] = self._buckets[where, _buckets_of(columns.token_ids, where, ends)]
-            found[long] *= _are_equal(columns.token_ids, where, found[long], ends)
+        slots = self._buckets.reshape(-1)
+        if ((counts == indexed + 1) & (indexed >= NGRAM_TOKEN_COUNT)).all():
+            slots[self._last_slots[places]] = indexed
+        else:
+            self._index(columns.token_ids, places, indexed, counts)
+        # Where a text is too short yet this reads what is not of it, and finds nothing: its buckets are empty.
+        owners = places[:, None]
+        last = columns.token_ids[owners, counts[:, None] - _DISTANCES]
+        last_slots = self._last_slots[places] = places * _BUCKET_COUNT + _buckets_of(last)
+        found = slots[last_slots]
+        if not found.any():
+            return np.zeros(len(places), dtype=np.bool_)
+        found *= (columns.token_ids[owners, found[:, None] - _DISTANCES] == last).all(axis=1)
         self._matches[places] = found
         return found > 0
 
@@ -80,19 +84,18 @@ class NgramDrafter(GrowingColumns):
         guesses: Ints = batch.columns.token_ids[places[:, None], positions].astype(np.int64)
         return guesses
 
+    def _index(self, token_ids: NDArray[np.int32], places: Ints, indexed: Ints, counts: Ints) -> None:
+        """Takes in any number of new tokens of each row, all of them where none was looked at."""
+        self._buckets[places[indexed == 0]] = 0
+        firsts = np.maximum(indexed, NGRAM_TOKEN_COUNT)
+        added = np.maximum(counts - firsts, 0)
+        owners = np.repeat(places, added)
+        ends = np.arange(added.sum()) + np.repeat(firsts - (np.cumsum(added) - added), added)
+        # Of two with one bucket the later one stays: an assignment goes through its indices in order.
+        self._buckets[owners, _buckets_of(token_ids[owners[:, None], ends[:, None] - _DISTANCES])] = ends
 
-def _buckets_of(token_ids: NDArray[np.int32], places: Ints, ends: Ints) -> Ints:
-    """Returns the bucket of the n-gram that ends before each position."""
-    mixed = np.zeros(len(ends), dtype=np.uint64)
-    for distance, multiplier in enumerate(_MULTIPLIERS, start=1):
-        mixed ^= token_ids[places, ends - distance].astype(np.uint64) * np.uint64(multiplier)
-        mixed *= np.uint64(_MULTIPLIERS[0])
-    return (mixed >> _SHIFT).astype(np.int64)
 
-
-def _are_equal(token_ids: NDArray[np.int32], places: Ints, ends: Ints, other_ends: Ints) -> Bools:
-    """Returns whether the n-grams before two positions of each row are the same; false where there is none."""
-    equal = ends >= NGRAM_TOKEN_COUNT
-    for distance in range(1, NGRAM_TOKEN_COUNT + 1):
-        equal &= token_ids[places, ends - distance] == token_ids[places, other_ends - distance]
-    return equal
+def _buckets_of(ngrams: NDArray[np.int32]) -> Ints:
+    """Returns [ngram] the buckets of n-grams [ngram, token]."""
+    mixed: NDArray[np.uint64] = ngrams.astype(np.uint64) @ _MULTIPLIERS
+    return (mixed >> _SHIFT).view(np.int64)

@@ -51,6 +51,8 @@ class Speculator:
         self._guesses: _Guesses | None = None
         self._guessing_s = 0.0
         """What the guesses for a step took."""
+        self._draft_count = 0
+        """Guesses that are computed along with the step."""
         self._rest_step_count = 0
         """Steps to come without a look at any row."""
         self._is_idle = True
@@ -60,9 +62,10 @@ class Speculator:
         """Returns the guesses that are worth computing along with a step; None if there are none."""
         self._guesses = None
         self._guessing_s = 0.0
+        self._draft_count = 0
         columns = batch.columns
-        left = columns.token_counts[step.places] - step.starts
-        eligible = (step.samples & (left == 1) & columns.drafts.may_draft[step.places]).nonzero()[0]
+        # A chunk of one token that reaches the last one: the row is in the midst of decoding.
+        eligible = (step.samples & (step.chunk_counts == 1) & columns.drafts.may_draft[step.places]).nonzero()[0]
         self._is_idle = len(eligible) == 0
         if self._is_idle or self._rests():
             return None
@@ -100,11 +103,12 @@ class Speculator:
         drafting = counts.nonzero()[0]
         if len(drafting) == 0:
             return None
+        self._draft_count = int(counts.sum())
         return StepDrafts(indices=eligible[drafting], counts=counts[drafting], token_ids=token_ids[drafting])
 
     def learn(self, batch: InputBatch, step: StepRows, duration_s: float) -> None:
         """Compares the guesses for a step with what was drawn, and takes in how long computing it took."""
-        token_count, draft_count = int(step.chunk_counts.sum()), int(step.draft_counts.sum())
+        token_count, draft_count = int(step.chunk_counts.sum()), self._draft_count
         plain_count = token_count - draft_count
         if plain_count == len(step.rows):
             # A step with a part of a prompt in it says little about those without.
