@@ -88,13 +88,17 @@ double uniform(uint64_t seed, uint64_t position) {
 }
 
 // The tokens of one row after the other: their weights, by which one is drawn.
-// NOTE: a running sum over a vocabulary waits for each addition before the next one, and took longer than all else here.
-// So blocks of tokens are summed first, in vectors, and only the block that holds the drawn token is gone through.
+// NOTE: a running sum over a vocabulary waits for each addition before the next one, and took longer than all else
+// here. So blocks of tokens are summed first, in vectors, and only the block that holds the drawn token is gone
+// through.
 template <typename T>
 class Distribution {
  public:
   explicit Distribution(int64_t vocabulary)
-      : vocabulary_(vocabulary), weights_(vocabulary), peaks_((vocabulary + kBlock - 1) / kBlock), sums_(peaks_.size()) {}
+      : vocabulary_(vocabulary),
+        weights_(vocabulary),
+        peaks_((vocabulary + kBlock - 1) / kBlock),
+        sums_(peaks_.size()) {}
 
   // Takes the next row.
   void fill(const T* logits, float temperature) {

@@ -31,6 +31,9 @@ class NgramDrafter(GrowingColumns):
     older one with its hash: a lookup is one read whatever the length of the text,
     and what is found is compared with the tokens themselves. A row costs the
     same few array operations as a whole batch.
+
+    NOTE: after a forward pass no cache holds what an array operation needs, and each takes several times as long as it
+    would in a loop. So few of them are used, and plain ones: `any` and `all` go through Python.
     """
 
     prior = 0.5
@@ -57,7 +60,8 @@ class NgramDrafter(GrowingColumns):
         columns.drafts.indexed_counts[places] = counts
         # What follows the last n-gram is not known yet: its turn comes with the next token.
         slots = self._buckets.reshape(-1)
-        if ((counts == indexed + 1) & (indexed >= NGRAM_TOKEN_COUNT)).all():
+        is_next = (counts == indexed + 1) & (indexed >= NGRAM_TOKEN_COUNT)
+        if np.count_nonzero(is_next) == len(places):
             slots[self._last_slots[places]] = indexed
         else:
             self._index(columns.token_ids, places, indexed, counts)
@@ -66,7 +70,7 @@ class NgramDrafter(GrowingColumns):
         last = columns.token_ids[owners, counts[:, None] - _DISTANCES]
         last_slots = self._last_slots[places] = places * _BUCKET_COUNT + _buckets_of(last)
         found = slots[last_slots]
-        if not found.any():
+        if np.count_nonzero(found) == 0:
             return np.zeros(len(places), dtype=np.bool_)
         found *= (columns.token_ids[owners, found[:, None] - _DISTANCES] == last).all(axis=1)
         self._matches[places] = found
