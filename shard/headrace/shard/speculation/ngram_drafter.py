@@ -74,7 +74,8 @@ class NgramDrafter(GrowingColumns):
             return np.zeros(len(places), dtype=np.bool_)
         found *= (columns.token_ids[owners, found[:, None] - _DISTANCES] == last).all(axis=1)
         self._matches[places] = found
-        return found > 0
+        is_found: Bools = found > 0
+        return is_found
 
     def prepare(self, _batch: InputBatch, places: Ints) -> Bools:
         """Returns all: whatever was looked at can be guessed for."""
