@@ -79,7 +79,9 @@ class ActiveCompletion:
         """Takes new tokens and, if these end the completion, ends it. Check `end` after."""
         if update.token_ids:
             if self._matcher is None and (self._parser is None or not self._parser.may_complete):
-                text = self._told_apart(self._detokenizer.push(update.token_ids))
+                text = self._detokenizer.push(update.token_ids)
+                if self._parser is not None:
+                    text = self._told_apart(text)
                 self._take(text, update.token_ids, update.logprobs)
             else:
                 self._advance_watching(update)

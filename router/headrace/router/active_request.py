@@ -123,7 +123,7 @@ class ActiveRequest:
             return True
         if update.error is not None:
             self.fail(_failure(update.error))
-        return self.has_ended
+        return self.stream.is_closed
 
     def finish(self, reason: FinishReason, now_s: float) -> None:
         """Ends the completions that go on normally, each with what it has."""

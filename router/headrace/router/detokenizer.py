@@ -15,7 +15,7 @@ class Detokenizer:
     leading space is kept.
     """
 
-    __slots__ = ("_open_bytes", "_spelled", "_table")
+    __slots__ = ("_open_bytes", "_spelled", "_table", "_texts")
 
     def __init__(
         self, tokenizer: Tokenizer, *, include_special_tokens: bool, spelled_tokens: Iterable[str] = ()
@@ -34,24 +34,27 @@ class Detokenizer:
                 if token_id in tokenizer.special_token_ids:
                     self._spelled[token_id] = token.encode()
         self._table = tokenizer.token_bytes(include_special_tokens=include_special_tokens)
+        # Marks are spelled for some completions alone, so what others learned does not hold for these.
+        self._texts = {} if self._spelled else tokenizer.known_texts(include_special_tokens=include_special_tokens)
         self._open_bytes = b""
         """The first bytes of a character; at most three."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that these tokens complete; may be empty."""
-        if self._spelled:
-            data = b"".join([self._spelled.get(token_id) or self._bytes_of(token_id) for token_id in token_ids])
-            return self._decode(data)
-        table = self._table
-        try:
-            data = b"".join([table[token_id] for token_id in token_ids])
-        except IndexError:
-            # Models round their vocabulary up: ids past the tokenizer's have no text.
-            data = b"".join([table[token_id] for token_id in token_ids if token_id < len(table)])
-        return self._decode(data)
+        if len(token_ids) != 1 or self._open_bytes:
+            return self._decode(b"".join(map(self._bytes_of, token_ids)))
+        # The usual case: one token of whole characters, whose text is the same wherever it comes.
+        [token_id] = token_ids
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._decode(self._bytes_of(token_id))
+            if not self._open_bytes:
+                self._texts[token_id] = text
+        return text
 
     def _bytes_of(self, token_id: int) -> bytes:
-        return self._table[token_id] if token_id < len(self._table) else b""
+        # Models round their vocabulary up: ids past the tokenizer's have no text.
+        return self._spelled.get(token_id) or (self._table[token_id] if token_id < len(self._table) else b"")
 
     def _decode(self, data: bytes) -> str:
         """Returns the text of the characters that these bytes complete."""

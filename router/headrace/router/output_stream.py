@@ -60,9 +60,8 @@ class OutputStream:
         self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] = (), *, index: int = 0
     ) -> None:
         """Adds text and tokens to the delta of a completion that the reader will get next."""
-        if self._end is not None:
-            return
-        self._put(GenerationDelta(text=text, token_ids=token_ids, logprobs=logprobs, index=index))
+        if self._end is None:
+            self._put(GenerationDelta(text, token_ids, logprobs, index))
 
     def put_pieces(self, reasoning: str, tool_calls: tuple[ToolCallDelta, ...], *, index: int) -> None:
         """Adds reasoning and tool calls to the same delta."""
@@ -89,7 +88,9 @@ class OutputStream:
     @property
     def has_event(self) -> bool:
         """Whether `take` would return an event or raise."""
-        return self._started is not None or self._has_delta or self._end is not None
+        # As in `take`, spelled out: both are asked for every token.
+        has_delta = bool(self._pending) and self.is_started and not self._is_held
+        return has_delta or self._started is not None or self._end is not None
 
     def take(self) -> GenerationEvent | None:
         """Returns the next event, `finished` last; None if there is none yet.
@@ -100,8 +101,10 @@ class OutputStream:
         if self._started is not None:
             started, self._started = self._started, None
             return started
-        if self._has_delta:
-            return _whole(self._pending.pop(next(iter(self._pending))))
+        pending = self._pending
+        if pending and self.is_started and not self._is_held:
+            first = pending.pop(next(iter(pending)))
+            return first if isinstance(first, GenerationDelta) else first.delta()
         if self._end is None or isinstance(self._end, GenerationFinished):
             return self._end
         raise self._end
@@ -131,15 +134,9 @@ class OutputStream:
             if isinstance(event, GenerationFinished):
                 return
 
-    @property
-    def _has_delta(self) -> bool:
-        return bool(self._pending) and self.is_started and not self._is_held
-
     def _put(self, delta: GenerationDelta) -> None:
-        pending = self._pending.get(delta.index)
-        if pending is None:
-            self._pending[delta.index] = delta
-        else:
+        pending = self._pending.setdefault(delta.index, delta)
+        if pending is not delta:
             if isinstance(pending, GenerationDelta):
                 pending = self._pending[delta.index] = _Pile(pending)
             pending.add(delta)

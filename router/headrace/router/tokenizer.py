@@ -18,7 +18,7 @@ class Tokenizer:
     which is exact where a character's bytes lie in several tokens.
     """
 
-    __slots__ = ("_backend", "_bytes", "_is_byte_level", "_spelled_bytes", "special_token_ids")
+    __slots__ = ("_backend", "_bytes", "_is_byte_level", "_known_texts", "_spelled_bytes", "special_token_ids")
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Takes a tokenizer over.
@@ -41,6 +41,8 @@ class Tokenizer:
         for token_id in self.special_token_ids:
             spelled[token_id] = b""
         self._bytes = tuple(spelled)
+        self._known_texts: dict[bool, dict[int, str]] = {False: {}, True: {}}
+        """By whether special tokens are spelled out."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -83,6 +85,13 @@ class Tokenizer:
     def token_bytes(self, *, include_special_tokens: bool) -> tuple[bytes, ...]:
         """Returns the bytes that each token adds to a text that goes on, by id."""
         return self._spelled_bytes if include_special_tokens else self._bytes
+
+    def known_texts(self, *, include_special_tokens: bool) -> dict[int, str]:
+        """Returns the texts of tokens that are whole characters, by id, as far as detokenizers have found them out.
+
+        They share it and add to it, so it never has more than the vocabulary's tokens.
+        """
+        return self._known_texts[include_special_tokens]
 
     def vocabulary(self, end_of_sequence_token_ids: tuple[int, ...]) -> Vocabulary:
         """Returns the tokens for those who follow grammars, with the ids that end a completion."""

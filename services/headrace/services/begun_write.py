@@ -25,8 +25,11 @@ class BegunWrite:
             Exception: whatever the coroutine raises before its first wait.
         """
         self._coroutine = coroutine
-        self._waits_for: asyncio.Future[None] | None = None
-        self._go_on()
+        self._waits_for: asyncio.Future[None] | None
+        try:
+            self._waits_for = coroutine.send(None)
+        except StopIteration:
+            self._waits_for = None
 
     def is_done(self) -> bool:
         """Goes on as far as possible; returns whether that was to the end.
@@ -34,9 +37,14 @@ class BegunWrite:
         Raises:
             Exception: whatever the coroutine raises.
         """
-        while self._waits_for is not None and self._waits_for.done():
-            self._go_on()
-        return self._waits_for is None
+        while self._waits_for is not None:
+            if not self._waits_for.done():
+                return False
+            try:
+                self._waits_for = self._coroutine.send(None)
+            except StopIteration:
+                self._waits_for = None
+        return True
 
     @property
     def is_waiting(self) -> bool:
@@ -54,9 +62,3 @@ class BegunWrite:
         if waits_for is not None and not waits_for.cancel() and not waits_for.cancelled():
             waits_for.exception()  # nobody else will look at it
         self._coroutine.close()
-
-    def _go_on(self) -> None:
-        try:
-            self._waits_for = self._coroutine.send(None)
-        except StopIteration:
-            self._waits_for = None

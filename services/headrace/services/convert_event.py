@@ -125,8 +125,9 @@ def _delta_to_proto(event: GenerationDelta) -> pb.GenerateStreamResponse:
     """Returns the message of a delta. Written for every token: only what is there is set, which takes a third."""
     response = pb.GenerateStreamResponse()
     delta = response.delta
-    # An empty field looks like one that was never set, and an empty delta must still be one.
-    delta.SetInParent()
+    if not event.text:
+        # An empty field looks like one that was never set, and an empty delta must still be one.
+        delta.SetInParent()
     if event.index:
         delta.index = event.index
     if event.text:

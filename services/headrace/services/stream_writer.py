@@ -93,11 +93,17 @@ class StreamWriter:
     def prepare(self) -> bool:
         """Makes the next message; returns whether there is one that can be written now."""
         try:
-            if self._ended.done() or not self._settle():
+            if self._ended.done():
                 return False
-            if self._is_last:
-                self._ended.set_result(None)
-                return False
+            if self._write is not None:
+                if not self._write.is_done():
+                    self._wait(self._write)
+                    return False
+                self._write = None
+                self.call.message_count += 1
+                if self._is_last:
+                    self._ended.set_result(None)
+                    return False
             event = self._stream.take()
             if event is None:
                 self._stream.when_filled(self._ask_to_go_on)
@@ -115,25 +121,21 @@ class StreamWriter:
         self._writing_since_s = self._clock.now()
         try:
             self._write = BegunWrite(self._write_message(self._message))
-            if self._settle():
-                self._ask_to_go_on()
         except Exception as error:  # noqa: BLE001  # as above
             self._ended.set_exception(error)
+            return
+        if self._write.is_waiting:
+            self._wait(self._write)
+        else:
+            self._ask_to_go_on()
 
-    def _settle(self) -> bool:
-        """Returns whether the next message can be written; if not, arranges for being called again."""
-        if self._write is None:
-            return True
-        if self._write.is_done():
-            self._write = None
-            self.call.message_count += 1
-            return True
+    def _wait(self, write: BegunWrite) -> None:
+        """Arranges for being called again when the next message can be written."""
         if self._is_last or self._stream.has_event:
-            self._write.when_ready(self._ask_to_go_on)
+            write.when_ready(self._ask_to_go_on)
         else:
             # The usual case: the message will be written before there is another one, so nobody has to say so.
             self._stream.when_filled(self._ask_to_go_on)
-        return False
 
     def _ask_to_go_on(self) -> None:
         self._round.add(self)

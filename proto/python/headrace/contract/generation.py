@@ -290,9 +290,12 @@ class ToolCallDelta:
     """Goes on with the arguments, the text of a JSON object."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class GenerationDelta:
-    """Text and tokens since the delta before."""
+    """Text and tokens since the delta before.
+
+    Not frozen, since one is made for every token and that would take several times as long. Nobody changes one.
+    """
 
     text: str
     """Final text; may be empty. Never splits a character."""
