@@ -24,6 +24,7 @@ from headrace.services.grpc_poller import considerate_poller
 from headrace.services.grpc_server import DrainTimes
 from headrace.services.log import Event, configure, logger, report
 from headrace.services.model_source import default_name, resolve_model
+from headrace.services.patient_collector import patient_collector
 from headrace.services.private_folder import private_folder
 from headrace.services.processors import format_processors, read_processors
 from headrace.services.router_app import RouterApp, RouterOptions
@@ -118,6 +119,7 @@ async def run_router(
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
         stack.enter_context(considerate_poller())
+        stack.enter_context(patient_collector())
         tracing = await stack.enter_async_context(trace_process(settings, default_name="headrace-router"))
         runners: list[asyncio.Future[None]] = []
         if supervisor is not None:
