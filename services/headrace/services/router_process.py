@@ -133,11 +133,7 @@ async def run_router(
         app = RouterApp(
             model=model,
             options=router_options(settings),
-            connector=ShardConnector(
-                message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES,
-                security=settings.shard_security,
-                vocabulary=model.vocabulary if model.card.end_of_sequence_token_ids else None,
-            ),
+            connector=_connector(settings, model),
             executor=executor,
             clock=MonotonicClock(),
             report=report,
@@ -165,6 +161,14 @@ async def run_router(
             draining.append(sidecar.process.drain(shutdown.hurry))
         await asyncio.gather(*draining)
     return 0
+
+
+def _connector(settings: RouterOnlySettings, model: ServedModel) -> ShardConnector:
+    return ShardConnector(
+        message_size_limit_bytes=SHARD_MESSAGE_SIZE_LIMIT_BYTES,
+        security=settings.shard_security,
+        vocabulary=model.vocabulary if model.card.end_of_sequence_token_ids else None,
+    )
 
 
 def metrics_endpoint(
