@@ -1,4 +1,4 @@
-"""Whoever connects to the metrics of a process and does not let go takes neither its threads nor the scraper's place."""
+"""Whoever connects to the metrics of a process and does not let go takes neither its threads nor others' places."""
 
 import asyncio
 import ssl

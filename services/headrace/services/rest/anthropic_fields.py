@@ -24,8 +24,9 @@ FIELD_NAMES = {
     "constraint": "output_config.format",
     "stopping.max_new_token_count": "max_tokens",
     "stopping.stop_sequences": "stop_sequences",
+    "truncate_prompt_token_count": "",
 }
-"""What Anthropic calls the fields of `headrace.v1` that have another name there."""
+"""What Anthropic calls the fields of `headrace.v1` that have another name there, or none."""
 
 
 class CachedBlock(Body):

@@ -8,8 +8,9 @@ from headrace.client.options import TokenizeChatOptions
 from headrace.services.rest import anthropic_answer as answer
 from headrace.services.rest.anthropic_fields import MessagesBody, PromptBody
 from headrace.services.rest.anthropic_stream import MessageWriter
-from headrace.services.rest.chat_call import ChatCall, named_after
+from headrace.services.rest.chat_call import ChatCall
 from headrace.services.rest.event_stream import EventStreamResponse
+from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.openai_answer import json_response
 from headrace.services.rest.sidecar import Exchange

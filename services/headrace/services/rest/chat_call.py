@@ -1,7 +1,6 @@
 """A conversation put to the router on behalf of an HTTP request, in whatever protocol it came."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -10,12 +9,10 @@ from headrace.client import calls
 from headrace.client.chat import MessageLike
 from headrace.client.options import ChatOptions
 from headrace.client.results import Generation
-from headrace.contract.errors import FeatureUnsupported, FieldViolation, InvalidRequest
 from headrace.services.rest.event_stream import OpenStream, open_all
+from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.sidecar import Exchange
-
-_TURN = "chat.messages["
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +48,3 @@ class ChatCall:
             call = exchange.link.stream(calls.chat_stream(self.messages, self.options), exchange.context)
             [stream] = await while_connected(request, open_all([call], exchange.link.target))
         return stream
-
-
-@contextmanager
-def named_after(paths: Sequence[str], aliases: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Puts `paths` in the place of the messages that errors name, and `aliases` in that of other fields.
-
-    Raises:
-        InvalidRequest, FeatureUnsupported: what was raised within, about the caller's field.
-    """
-    names = aliases or {}
-    try:
-        yield
-    except InvalidRequest as error:
-        violations = [FieldViolation(_renamed(v.field, paths, names), v.description) for v in error.violations]
-        raise InvalidRequest(violations) from error
-    except FeatureUnsupported as error:
-        description = error.message.removeprefix(f"{error.field}: ")
-        raise FeatureUnsupported(_renamed(error.field, paths, names), description) from error
-
-
-def _renamed(path: str, paths: Sequence[str], aliases: Mapping[str, str]) -> str:
-    number, _, rest = path.removeprefix(_TURN).partition("]")
-    if path.startswith(_TURN) and number.isdecimal() and int(number) < len(paths):
-        return paths[int(number)] + rest
-    # A group of fields that has one name there, such as a constraint, has it for all of them.
-    return next((name for field, name in aliases.items() if path == field or path.startswith(f"{field}.")), path)

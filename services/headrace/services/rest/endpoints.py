@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.contract.errors import HeadraceError
-from headrace.services.rest import anthropic_answer, openai_answer, responses_fields, tgi_answer
+from headrace.services.rest import anthropic_answer, openai_answer, openai_fields, responses_fields, tgi_answer
 from headrace.services.rest.anthropic_fields import MessagesBody, PromptBody
 from headrace.services.rest.anthropic_messages import count_tokens, create_message
 from headrace.services.rest.errors import statuses_of
@@ -55,7 +55,15 @@ RESPONSES = Dialect(
     _STATUSES,
 )
 ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError, _STATUSES)
-TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError, statuses_of(lambda words: words.tgi_status))
+_TGI_STATUSES = statuses_of(lambda words: words.tgi_status)
+TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError, _TGI_STATUSES)
+TGI_CHAT = Dialect(
+    "TGI",
+    partial(tgi_answer.error_response, names=openai_fields.FIELD_NAMES),
+    tgi_answer.TgiError,
+    _TGI_STATUSES,
+)
+"""TGI's where the body is a chat of OpenAI's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +145,12 @@ ENDPOINTS = (
         method="POST", path="/tokenize", answer=tokenize, dialect=TGI, body=TokenizeBody, result=list[SimpleToken]
     ),
     Endpoint(
-        method="POST", path="/chat_tokenize", answer=tokenize_chat, dialect=TGI, body=ChatTokensBody, result=ChatTokens
+        method="POST",
+        path="/chat_tokenize",
+        answer=tokenize_chat,
+        dialect=TGI_CHAT,
+        body=ChatTokensBody,
+        result=ChatTokens,
     ),
     Endpoint(method="GET", path="/info", answer=get_info, dialect=TGI, result=Info),
     Endpoint(method="GET", path="/health", answer=get_health, dialect=TGI),

@@ -1,6 +1,5 @@
 """Maps every error to an HTTP status and to the words that each protocol has for it: the one table."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from headrace.contract.errors import (
     ShardLost,
     Unauthenticated,
 )
+from headrace.services.rest.field_naming import field_name, in_callers_words
 
 
 class HttpProblem(RequestError):
@@ -89,9 +89,6 @@ _HTTP_STATUSES = (400, 404, 405, _TOO_SLOW, 413, 415)
 
 _HTTP_TYPES = {404: "not_found_error", 413: "request_too_large"}
 
-_INDEX = re.compile(r"\[\d+\]")
-_GROUP = re.compile(r"^(?:sampling|stopping|output|chat|constraint)\.")
-
 
 def words_of(error: HeadraceError) -> ErrorWords:
     """Returns how the protocols put an error."""
@@ -114,10 +111,12 @@ def statuses_of(status: Callable[[ErrorWords], int]) -> dict[int, str]:
 def violations_of(error: HeadraceError, names: Mapping[str, str]) -> tuple[FieldViolation, ...]:
     """Returns what is wrong with which field, by the names that a protocol has for fields of `headrace.v1`."""
     if isinstance(error, InvalidRequest):
-        return tuple(FieldViolation(field_name(v.field, names), v.description) for v in error.violations)
+        return tuple(
+            FieldViolation(field_name(v.field, names), in_callers_words(v.description, names)) for v in error.violations
+        )
     if isinstance(error, FeatureUnsupported):
         description = error.message.removeprefix(f"{error.field}: ")
-        return (FieldViolation(field_name(error.field, names), description),)
+        return (FieldViolation(field_name(error.field, names), in_callers_words(description, names)),)
     return ()
 
 
@@ -125,25 +124,8 @@ def message_of(error: HeadraceError, names: Mapping[str, str]) -> str:
     """Returns the text of an error in the words of a protocol."""
     violations = violations_of(error, names)
     if not violations:
-        return str(error)
+        return in_callers_words(str(error), names)
     return "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
-
-
-def field_name(path: str, names: Mapping[str, str]) -> str:
-    """Returns a protocol's name for a field of `headrace.v1`; the rest of a longer path is kept.
-
-    `names` has entries of lists as `[]`; their indices go where the other name has `[]`.
-    """
-    pattern = _INDEX.sub("[]", path)
-    if pattern in names:
-        indices = iter(_INDEX.findall(path))
-        return re.sub(r"\[\]", lambda _: next(indices), names[pattern])
-    for candidate in (path, path.partition("[")[0]):
-        if candidate in names:
-            return names[candidate] + path[len(candidate) :]
-    group, _, rest = path.partition(".")
-    # A group of fields that a protocol has as one, such as a constraint; a conversation is many there.
-    return names[group] if rest and group in names and group != "chat" else _GROUP.sub("", path)
 
 
 def advice_of(error: HeadraceError) -> dict[str, str]:

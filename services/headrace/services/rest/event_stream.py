@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import grpc.aio
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from headrace.client.aio_channel import is_task_cancelled
 from headrace.client.errors import StreamBroken, error_from_rpc
 from headrace.contract.errors import HeadraceError
+from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.request_watch import short_way
 from headrace.services.rest.router_link import StreamUnderWay
 from headrace.v1 import generate_service_pb2 as pb
@@ -150,13 +152,17 @@ class EventStreamResponse(Response):
             stream.call.cancel()
 
 
-async def open_all(calls: Sequence[StreamUnderWay], target: str) -> list[OpenStream]:
+async def open_all(
+    calls: Sequence[StreamUnderWay], target: str, aliases: Sequence[Mapping[str, str]] = ()
+) -> list[OpenStream]:
     """Opens several streams; if one is refused, none goes on.
+
+    `aliases` are what the caller called fields of each; without them errors have the names of `headrace.v1`.
 
     Raises:
         HeadraceError: a request failed.
     """
-    opening = [asyncio.ensure_future(open_stream(call, target)) for call in calls]
+    opening = [asyncio.ensure_future(_open_named(call, target, names)) for call, names in zip_longest(calls, aliases)]
     try:
         return list(await asyncio.gather(*opening))
     except BaseException:
@@ -164,3 +170,8 @@ async def open_all(calls: Sequence[StreamUnderWay], target: str) -> list[OpenStr
             call.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
         raise
+
+
+async def _open_named(call: StreamUnderWay, target: str, aliases: Mapping[str, str] | None) -> OpenStream:
+    with named_after((), aliases):
+        return await open_stream(call, target)

@@ -1,9 +1,13 @@
 """HTTP/1.1 as uvicorn reads it, with bounds for the size of a request's head and for the time it takes to come."""
 
 import asyncio
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 HEAD_LIMIT_BYTES: Final = 32 * 1024
 """What a request line with all headers may take. Keys, ids and traces take a few hundred bytes."""
@@ -21,7 +25,39 @@ _TOO_LARGE: Final = _answer(
     b"431 Request Header Fields Too Large",
     b"the request line and the headers are larger than the limit of %d bytes" % HEAD_LIMIT_BYTES,
 )
+_UPGRADE_WITH_BODY: Final = _answer(
+    b"400 Bad Request",
+    b"a request with a body cannot ask for another protocol; leave out the header upgrade, or choose HTTP/1.1",
+)
 _TOO_SLOW: Final = _answer(b"408 Request Timeout", b"the request line and the headers took too long to come")
+
+
+_CHUNK_FRAME_FACTOR: Final = 8
+"""How many bytes may bring one of a body: a chunk of one comes in six."""
+_CHUNK_FRAME_CREDIT: Final = 2**18
+"""What a body may bring in advance: what is read in one piece, of which no more than this is known to be its own."""
+
+
+def _has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
+
+
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """Has an answer of open length end with the connection: HTTP/1.0 knows no chunks."""
+    server_send = cycle.send
+    is_open = False
+
+    async def send(message: "ASGISendEvent") -> None:
+        nonlocal is_open
+        if message["type"] == "http.response.start":
+            is_open = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            if is_open:
+                cycle.chunked_encoding = False
+        elif message["type"] == "http.response.body" and is_open:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await server_send(message)
+
+    cycle.send = send  # type: ignore[method-assign]  # the server makes its cycles itself
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
@@ -33,6 +69,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _is_in_head = False
     _is_in_body = False
     _head_size_bytes = 0
+    _frame_size_bytes = 0
+    """What came of a chunked body beside the body: sizes, extensions and trailers, less what small chunks need."""
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -49,9 +87,13 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """Takes bytes of a connection."""
         # What came before the head in the same piece is not the head's, so its first piece is not counted
         # here. It has a bounded size, and `on_headers_complete` sees what was in it.
-        was_in_head = self._is_in_head
+        was_in_head, body_before = self._is_in_head, self.cycle if self._is_in_body else None
         super().data_received(data)
-        if was_in_head and self._is_in_head:
+        if body_before is not None and self._is_in_body and self.cycle is body_before:
+            self._frame_size_bytes += len(data)
+            if self._frame_size_bytes > HEAD_LIMIT_BYTES:
+                self._refuse(_TOO_LARGE)
+        elif was_in_head and self._is_in_head:
             self._head_size_bytes += len(data)
             if self._head_size_bytes > HEAD_LIMIT_BYTES:
                 self._refuse(_TOO_LARGE)
@@ -59,7 +101,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Takes note of the beginning of a request."""
         self._is_in_head = True
-        self._head_size_bytes = 0
+        self._head_size_bytes = self._frame_size_bytes = 0
         self._start_timer()
         super().on_message_begin()
 
@@ -72,7 +114,23 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._refuse(_TOO_LARGE)
             # Ends the parser, too; what it would have uvicorn say is not sent any more.
             raise ValueError("the head is too large")
+        is_upgrade = self.parser.should_upgrade()
+        if is_upgrade and _has_body(self.headers):
+            # The parser would take the body for another protocol, and what follows its first piece for a request.
+            self._refuse(_UPGRADE_WITH_BODY)
+            raise ValueError("the body would be lost")
         super().on_headers_complete()
+        if is_upgrade:
+            self.cycle.keep_alive = False
+        if self.parser.get_http_version() == "1.0":
+            _send_without_chunks(self.cycle)
+        # Trailers are no headers, which a proxy may have checked: they would be added to what the request has.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a piece of a body."""
+        self._frame_size_bytes = max(self._frame_size_bytes - _CHUNK_FRAME_FACTOR * len(body), -_CHUNK_FRAME_CREDIT)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Takes note of the end of a body."""

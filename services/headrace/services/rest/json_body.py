@@ -70,6 +70,15 @@ def _explain(error: ValidationError, raw: bytes) -> InvalidRequest | HttpProblem
             message = "is unknown here"
         elif kind == "missing":
             message = "is missing"
+        elif kind == "union_tag_not_found":
+            is_object = problem["loc"] and isinstance(_value_at(problem["loc"], body), dict)
+            path, message = (f"{path}.type", "is missing") if is_object else (path, "must be an object")
+        elif kind == "too_short":
+            message = (
+                f"must have at least {problem['ctx']['min_length']} entries, has {problem['ctx']['actual_length']}"
+            )
+        elif kind == "too_long":
+            message = f"must have at most {problem['ctx']['max_length']} entries, has {problem['ctx']['actual_length']}"
         elif kind == "union_tag_invalid":
             context = problem.get("ctx", {})
             path = f"{path}.type"

@@ -52,6 +52,8 @@ class ChatBody(SamplingBody):
         is_free = self.tool_choice in (None, "auto", "none")
         if is_free and any(_function(tool).get("strict") for tool in self.tools or ()):
             yield "tools.function.strict"
+        if self.parallel_tool_calls is not None and not self.tools:
+            yield "parallel_tool_calls"
 
     def aliases(self) -> dict[str, str]:
         """Returns the names of fields of `headrace.v1` where the body had a choice."""
@@ -70,7 +72,9 @@ class ChatBody(SamplingBody):
             raise InvalidRequest.of("top_logprobs", "needs logprobs to be true")
         arguments = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
-            arguments.setdefault("reasoning_effort", self.reasoning_effort)
+            if "reasoning_effort" in arguments:
+                raise InvalidRequest.of("reasoning_effort", "cannot be given beside chat_template_kwargs that have it")
+            arguments["reasoning_effort"] = self.reasoning_effort
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         options: ChatOptions = {
             "max_new_token_count": limit,
@@ -94,9 +98,10 @@ def _function(tool: JsonMapping) -> JsonMapping:
 def _without_strict(tool: JsonMapping) -> JsonMapping:
     """Returns a tool without a word that the router has no use for: what is asked for always fits its schema."""
     function = _function(tool)
-    return (
-        {**tool, "function": {key: value for key, value in function.items() if key != "strict"}} if function else tool
-    )
+    # What is no such word is refused below with all else that a function does not have.
+    if function.get("strict", "") not in (None, True, False):
+        return tool
+    return {**tool, "function": {key: value for key, value in function.items() if key != "strict"}}
 
 
 class ChatChoice(TypedDict):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -11,13 +12,14 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from headrace.client import calls
+from headrace.client.calls import StreamCall
 from headrace.client.options import GenerateOptions
 from headrace.client.requests import Prompt
 from headrace.client.results import Completion, Generation
 from headrace.contract.errors import HeadraceError, InvalidRequest
 from headrace.services.rest import openai_answer as answer
-from headrace.services.rest.chat_call import named_after
 from headrace.services.rest.event_stream import EventStreamResponse, open_all
+from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.openai_fields import SamplingBody, model_name
 from headrace.services.rest.openai_prompts import PromptForms, prompts_of
@@ -41,6 +43,13 @@ class CompletionBody(SamplingBody):
     def aliases(self) -> dict[str, str]:
         """Returns the names of fields of `headrace.v1` that have another one in a chat."""
         return super().aliases() | {"output.top_logprob_count": "logprobs"}
+
+    def aliases_by_prompt(self, count: int) -> list[dict[str, str]]:
+        """Returns the aliases for each of the calls; of several prompts an error says which one it is about."""
+        aliases = self.aliases()
+        if count == 1:
+            return [aliases]
+        return [aliases | {"text": f"prompt[{index}]", "token_ids": f"prompt[{index}]"} for index in range(count)]
 
     def prompts(self, limit: int) -> list[Prompt]:
         """Returns the prompts, one for each call.
@@ -102,16 +111,15 @@ async def create_completion(request: Request, exchange: Exchange) -> Response:
         "object": "text_completion",
         "created": int(time.time()),
     }
+    asked = [_Asked(*entry) for entry in zip(prompts, options, body.aliases_by_prompt(len(prompts)), strict=True)]
     if not body.stream:
-        with named_after((), body.aliases()):
-            generations = await while_connected(request, _generate_all(exchange, prompts, options))
+        generations = await while_connected(request, _generate_all(exchange, asked))
         return answer.json_response(identity | _merged(generations, echoes, body.logprobs or 0), headers)
-    with named_after((), body.aliases()):
-        streams = [
-            exchange.link.stream(calls.stream(prompt, entry), exchange.context)
-            for prompt, entry in zip(prompts, options, strict=True)
-        ]
-        opened = await while_connected(request, open_all(streams, exchange.link.target))
+    # None is begun before all have become messages.
+    messages = [entry.stream_call() for entry in asked]
+    streams = [exchange.link.stream(message, exchange.context) for message in messages]
+    names = [entry.aliases for entry in asked]
+    opened = await while_connected(request, open_all(streams, exchange.link.target, names))
     writers = [
         TextWriter(identity, first_index=index * (body.n or 1), echo=echo, top_count=body.logprobs)
         for index, echo in enumerate(echoes)
@@ -127,15 +135,27 @@ async def create_completion(request: Request, exchange: Exchange) -> Response:
     return EventStreamResponse(list(zip(opened, writers, strict=True)), closing=closing, headers=headers)
 
 
-async def _generate_all(
-    exchange: Exchange, prompts: Sequence[Prompt], options: Sequence[GenerateOptions]
-) -> list[Generation]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One of the prompts, what is asked for it, and what the caller called it."""
+
+    prompt: Prompt
+    options: GenerateOptions
+    aliases: dict[str, str]
+
+    def stream_call(self) -> StreamCall:
+        with named_after((), self.aliases):
+            return calls.stream(self.prompt, self.options)
+
+    async def generate(self, exchange: Exchange) -> Generation:
+        with named_after((), self.aliases):
+            return await exchange.link.unary(calls.generate(self.prompt, self.options), exchange.context)
+
+
+async def _generate_all(exchange: Exchange, asked: Sequence[_Asked]) -> list[Generation]:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(exchange.link.unary(calls.generate(prompt, entry), exchange.context))
-                for prompt, entry in zip(prompts, options, strict=True)
-            ]
+            tasks = [group.create_task(entry.generate(exchange)) for entry in asked]
     except* HeadraceError as errors:
         # One is all that an answer can tell.
         raise _first(errors) from None

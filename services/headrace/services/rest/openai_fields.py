@@ -37,6 +37,9 @@ FIELD_NAMES = {
     "stopping.include_stop_sequence": "include_stop_str_in_output",
     "truncate_prompt_token_count": "truncate_prompt_tokens",
     "inputs": "input",
+    "inputs[].text": "input[]",
+    "inputs[].token_ids": "input[]",
+    "inputs[].token_ids.ids[]": "input[][]",
     "dimension_count": "dimensions",
 }
 """What OpenAI and vLLM call the fields of `headrace.v1` that have another name there."""

@@ -196,6 +196,8 @@ class ResponsesBody(GenerationBody):
         # A call that nobody asked for is held to no schema.
         if self.tool_choice in (None, "auto", "none") and any(tool.strict for tool in self.tools or ()):
             yield "tools.strict"
+        if self.parallel_tool_calls is not None and not self.tools:
+            yield "parallel_tool_calls"
         if not isinstance(self.input, str):
             yield from dict.fromkeys(name for item in self.input for name in _ignored_of(item))
 
@@ -261,6 +263,8 @@ def _ignored_of(item: InputItem) -> Iterator[str]:
     """Yields what an item says of itself that the model does not see."""
     names = ("id", "status", "phase") if isinstance(item, MessageItem) else ("id", "status")
     yield from (f"input.{name}" for name in names if getattr(item, name) is not None)
+    if isinstance(item, ReasoningItem) and item.content and item.summary:
+        yield "input.summary"
     parts = item.content if isinstance(item, MessageItem) and not isinstance(item.content, str) else ()
     if any(isinstance(part, InputText) and part.logprobs for part in parts):
         yield "input.content.logprobs"

@@ -74,14 +74,16 @@ _REASONS = {
 }
 
 
-def error_body(error: HeadraceError) -> TgiError:
-    """Returns an error in TGI's shape."""
-    return {"error": message_of(error, FIELD_NAMES), "error_type": words_of(error).tgi_type}
+def error_body(error: HeadraceError, names: Mapping[str, str] = FIELD_NAMES) -> TgiError:
+    """Returns an error in TGI's shape. `names` are those of the body, for fields of `headrace.v1`."""
+    return {"error": message_of(error, names), "error_type": words_of(error).tgi_type}
 
 
-def error_response(error: HeadraceError, headers: Mapping[str, str]) -> Response:
-    """Returns an error as a whole response."""
-    return json_response(error_body(error), {**headers, **advice_of(error)}, words_of(error).tgi_status)
+def error_response(
+    error: HeadraceError, headers: Mapping[str, str], names: Mapping[str, str] = FIELD_NAMES
+) -> Response:
+    """Returns an error as a whole response; as `error_body`."""
+    return json_response(error_body(error, names), {**headers, **advice_of(error)}, words_of(error).tgi_status)
 
 
 def finish_reason(reason: FinishReason) -> str:

@@ -79,6 +79,10 @@ class Parameters(Body):
         """Whether an answer that is whole comes with its details."""
         return bool(self.details or self.decoder_input_details)
 
+    def aliases(self) -> dict[str, str]:
+        """Returns the names of fields of `headrace.v1` where the body had a choice."""
+        return {"stopping.stop_sequences": "stop_sequences"} if self.stop_sequences else {}
+
     def options(self, request_id: str, *, with_logprobs: bool) -> GenerateOptions:
         """Returns what the parameters ask for. What is left out has TGI's default, not the model's.
 

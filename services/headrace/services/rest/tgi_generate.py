@@ -8,9 +8,11 @@ from starlette.responses import Response
 
 from headrace.client import calls
 from headrace.client.results import Generation
-from headrace.contract.errors import InvalidRequest
+from headrace.contract.errors import HeadraceError, InvalidRequest
+from headrace.services.rest import openai_fields
 from headrace.services.rest import tgi_answer as answer
 from headrace.services.rest.event_stream import EventStreamResponse, open_all
+from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.http_request import while_connected
 from headrace.services.rest.json_body import parse_body
 from headrace.services.rest.openai_answer import json_response
@@ -55,11 +57,14 @@ async def invoke(request: Request, exchange: Exchange) -> Response:
     raw = await exchange.read_bytes(request)
     given = parse_body(raw, AnyBody).model_extra or {}
     peeked = replace(exchange, peeked=raw)
-    if "messages" in given:
-        return await create_chat_completion(request, peeked)
-    if "prompt" in given:
-        return await create_completion(request, peeked)
-    return await generate_either(request, peeked)
+    if "messages" not in given and "prompt" not in given:
+        return await generate_either(request, peeked)
+    create = create_chat_completion if "messages" in given else create_completion
+    try:
+        return await create(request, peeked)
+    except HeadraceError as error:
+        # Of TGI's shape as anywhere on this path, but in the words of the body.
+        return answer.error_response(error, exchange.headers(), names=openai_fields.FIELD_NAMES)
 
 
 class _Generated:
@@ -72,8 +77,9 @@ async def _generate(request: Request, exchange: Exchange, body: GenerateBody) ->
     parameters = body.parameters
     wants_details = parameters.has_details
     options = parameters.options(exchange.router_request_id(), with_logprobs=wants_details)
-    work = exchange.link.unary(calls.generate(body.inputs, options), exchange.context)
-    generation = await while_connected(request, work)
+    with named_after((), parameters.aliases()):
+        work = exchange.link.unary(calls.generate(body.inputs, options), exchange.context)
+        generation = await while_connected(request, work)
     prompt = body.inputs if parameters.return_full_text else ""
     answer.finish_reason(generation.completions[0].end.reason)
     details = None
@@ -92,8 +98,9 @@ async def _stream(request: Request, exchange: Exchange, body: GenerateBody) -> R
         raise InvalidRequest.of("parameters.decoder_input_details", "has no place in a stream")
     options = parameters.options(exchange.router_request_id(), with_logprobs=True)
     model = await exchange.link.model("", exchange.context)
-    call = exchange.link.stream(calls.stream(body.inputs, options), exchange.context)
-    [stream] = await while_connected(request, open_all([call], exchange.link.target))
+    with named_after((), parameters.aliases()):
+        call = exchange.link.stream(calls.stream(body.inputs, options), exchange.context)
+        [stream] = await while_connected(request, open_all([call], exchange.link.target))
     endings = Endings(
         model=model,
         max_new_token_count=parameters.max_new_tokens or model.default_max_new_token_count,

@@ -49,7 +49,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
             return connection, peer
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
 
-    def verify_request(self, request: Any, client_address: object) -> bool:
+    def verify_request(self, request: Any, client_address: object) -> bool:  # noqa: ANN401  # a plain socket or TLS's
         """Returns whether there is room for a connection, and takes note of when it has to be over."""
         del client_address
         with self._lock:
@@ -73,7 +73,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
                 # Once is enough.
                 self._ends_at_s[connection] = math.inf
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401  # as above
         """Closes a connection, and makes room for another."""
         with self._lock:
             self._ends_at_s.pop(request, None)

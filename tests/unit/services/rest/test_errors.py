@@ -17,7 +17,8 @@ from headrace.contract.errors import (
 )
 from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
 from headrace.services.rest.anthropic_fields import FIELD_NAMES as ANTHROPIC
-from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, field_name, words_of
+from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, words_of
+from headrace.services.rest.field_naming import field_name, in_callers_words, named_after
 from headrace.services.rest.openai_fields import FIELD_NAMES as OPENAI
 from headrace.services.rest.responses_fields import FIELD_NAMES as RESPONSES
 
