@@ -14,7 +14,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 async def test_router_and_shard_count_the_same_steps(serve: Serve) -> None:
-    async with serve("serve", "--engine=fake", "--metrics-address=0") as server:
+    async with serve("serve", "--engine=fake", "--metrics-address=0", "--tgi-metric-names") as server:
         await server.generate.Generate(
             pb.GenerateRequest(text="Hello", stopping=pb.StoppingRules(max_new_token_count=5))
         )
@@ -28,3 +28,5 @@ async def test_router_and_shard_count_the_same_steps(serve: Serve) -> None:
     assert shard.get("headrace_shard_engine_info", engine="fake", architecture="fake", weight_type="none") == 1
     steps = router.sum("headrace_step_duration_seconds_count", part="forward")
     assert shard.get("headrace_shard_step_duration_seconds_count", part="forward") == steps > 0
+    assert router.get("tgi_request_count") == router.get("tgi_request_success") == 1
+    assert router.get("tgi_request_generated_tokens_sum") == 5

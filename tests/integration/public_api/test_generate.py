@@ -155,13 +155,20 @@ async def test_what_the_engine_lacks_is_refused_by_name(deploy: Deploy, fields: 
         assert detail(error, error_details_pb2.ErrorInfo).metadata["field"] == path
 
 
-async def test_an_image_is_refused_by_name(deploy: Deploy) -> None:
+@pytest.mark.parametrize("image", [ImagePart(data=b"\x89PNG"), ImagePart(url="https://127.0.0.1/picture.png")])
+async def test_an_image_is_refused_by_name(deploy: Deploy, image: ImagePart) -> None:
     async with deploy() as server:
-        message = ChatMessage(role="user", content=[ContentPart(image=ImagePart(data=b"\x89PNG"))])
-        chat = ChatPrompt(messages=[message])
-        error = await failure(server.generate.Generate(request_of([], token_ids=None, chat=chat)))
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert detail(error, error_details_pb2.ErrorInfo).metadata["field"].startswith("chat.messages[0].content")
+        chat = ChatPrompt(messages=[ChatMessage(role="user", content=[ContentPart(image=image)])])
+        request = request_of([], token_ids=None, chat=chat)
+        calls = [
+            server.generate.Generate(request),
+            server.generate.GenerateStream(request),
+            server.generate.Tokenize(pb.TokenizeRequest(chat=chat)),
+        ]
+        for call in calls:
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert detail(error, error_details_pb2.ErrorInfo).metadata["field"] == "chat.messages[0].content"
 
 
 async def test_an_unknown_model_is_not_found(deploy: Deploy) -> None:

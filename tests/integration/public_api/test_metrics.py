@@ -168,6 +168,23 @@ def check_vocabulary(told: Scrape, process: str) -> None:
     assert told.get("process_cpu_seconds_total") > 0
 
 
+async def test_grammars_and_requests_that_moved_are_told(deploy: Deploy) -> None:
+    """The engine of these tests holds nothing to a grammar, so what the pipeline would note is noted here."""
+    async with deploy(shard_count=2, engine=FakeOptions(step_time_s=0.01)) as server, metrics_of(server) as address:
+        server.app.pipeline.desk.meter.grammar_s.observe(0.003)
+        running = server.generate.Generate(request_of(60))
+        await server.until(lambda: server.stats(0).running_count + server.stats(1).running_count == 1)
+        busy = 0 if server.stats(0).running_count else 1
+        removal = router_service_pb2.RemoveReplicaRequest(id=f"replica-{busy}")
+        await server.router.RemoveReplica(removal)
+        answer = await running
+        told = await scrape(address)
+    assert len(answer.completions[0].token_ids) == 60
+    assert told.get("headrace_replays_total", **MODEL) == 1
+    assert told.get("headrace_grammar_compile_seconds_count", **MODEL) == 1
+    assert told.get("headrace_grammar_compile_seconds_bucket", **MODEL, le="0.005") == 1
+
+
 async def test_the_names_of_text_generation_inference_tell_the_same(deploy: Deploy) -> None:
     async with deploy() as server:
         source = partial(read_tgi, server.app.pipeline)

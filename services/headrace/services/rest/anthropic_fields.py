@@ -12,6 +12,7 @@ from headrace.client.constraint import JsonSchema
 from headrace.client.options import ChatOptions
 from headrace.contract.errors import InvalidRequest
 from headrace.services.rest.openai_fields import Body, JsonMapping, model_name
+from headrace.services.rest.openai_prompts import Entries
 
 FIELD_NAMES = {
     "chat": "messages",
@@ -88,7 +89,7 @@ class ToolResultBlock(CachedBlock):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[Annotated[TextBlock | ImageBlock, Field(discriminator="type")]] = ""
+    content: str | Entries[Annotated[TextBlock | ImageBlock, Field(discriminator="type")]] = ""
     is_error: bool | None = None
     """Not told to the model, whose templates have no place for it: say it in the content."""
 
@@ -102,7 +103,7 @@ class AnthropicMessage(Body):
     """A turn."""
 
     role: Literal["user", "assistant"]
-    content: str | list[ContentBlock]
+    content: str | Entries[ContentBlock]
 
 
 class AnthropicTool(CachedBlock):
@@ -153,9 +154,9 @@ class PromptBody(Body):
 
     model: str
     """Name of a served model; empty means the only one."""
-    messages: list[AnthropicMessage] = Field(min_length=1)
-    system: str | list[TextBlock] | None = None
-    tools: list[AnthropicTool] | None = None
+    messages: Entries[AnthropicMessage] = Field(min_length=1)
+    system: str | Entries[TextBlock] | None = None
+    tools: Entries[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -252,7 +253,7 @@ class MessagesBody(PromptBody):
 
     max_tokens: int
     """Upper bound on generated tokens."""
-    stop_sequences: list[str] | None = None
+    stop_sequences: Entries[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     """Softmax temperature in [0, 2]; 0 is greedy."""

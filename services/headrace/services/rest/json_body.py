@@ -1,7 +1,7 @@
 """Parses and checks the body of a request: what is wrong is named by its path, and nothing in it is passed over."""
 
 import json
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -11,6 +11,8 @@ from headrace.services.rest.errors import HttpProblem
 
 _VIOLATION_LIMIT = 20
 _SHOWN_CHARACTER_COUNT = 60
+_CONSIDERED_COUNT = 200
+"""Of the problems that were found, those that are compared with each other to tell which ones to show."""
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
@@ -34,12 +36,14 @@ def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
 def _refuse_what_parsers_pass_over(raw: bytes) -> None:
     """Refuses keys that come twice, of which all but the last would be dropped, and numbers that JSON does not have."""
     try:
-        json.loads(raw, object_pairs_hook=_check_keys, parse_constant=_refuse_constant, parse_float=_check_float)
+        _SCANNER.decode(raw.decode())
     except UnicodeDecodeError as error:  # what comes between texts was not decoded before
         raise HttpProblem(400, "the body is not JSON: it is no UTF-8") from error
 
 
 def _check_keys(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) == len(pairs):
+        return
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
@@ -56,8 +60,15 @@ def _check_float(text: str) -> None:
         raise HttpProblem(400, f"the body holds a number that is too large: {text[:_SHOWN_CHARACTER_COUNT]}")
 
 
+_SCANNER: Final = json.JSONDecoder(
+    object_pairs_hook=_check_keys, parse_constant=_refuse_constant, parse_float=_check_float
+)
+"""Looks at every key and number, and keeps nothing."""
+
+
 def _explain(error: ValidationError, raw: bytes) -> InvalidRequest | HttpProblem:
-    problems = error.errors(include_url=False, include_input=False)
+    # A list may be wrong in every place; what is not shown is not worth the time of all other callers.
+    problems = error.errors(include_url=False, include_input=False)[:_CONSIDERED_COUNT]
     if problems[0]["type"] == "json_invalid":
         return HttpProblem(400, f"the body is not JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}")
     body = from_json(raw)
@@ -71,8 +82,7 @@ def _explain(error: ValidationError, raw: bytes) -> InvalidRequest | HttpProblem
         elif kind == "missing":
             message = "is missing"
         elif kind == "union_tag_not_found":
-            is_object = problem["loc"] and isinstance(_value_at(problem["loc"], body), dict)
-            path, message = (f"{path}.type", "is missing") if is_object else (path, "must be an object")
+            message = "must be an object with a type"
         elif kind == "too_short":
             message = (
                 f"must have at least {problem['ctx']['min_length']} entries, has {problem['ctx']['actual_length']}"

@@ -17,6 +17,7 @@ from headrace.services.rest import openai_answer as answer
 from headrace.services.rest.chat_call import ChatCall
 from headrace.services.rest.event_stream import EventStreamResponse
 from headrace.services.rest.openai_fields import JsonMapping, SamplingBody
+from headrace.services.rest.openai_prompts import Entries
 from headrace.services.rest.sidecar import Exchange
 from headrace.v1 import generate_service_pb2 as pb
 
@@ -24,13 +25,13 @@ from headrace.v1 import generate_service_pb2 as pb
 class ChatBody(SamplingBody):
     """A request for the next message of a conversation."""
 
-    messages: list[JsonMapping] = Field(min_length=1)
+    messages: Entries[JsonMapping] = Field(min_length=1)
     """Turns with `role`, `content` (a text, or parts of type `text` and `image_url`), `tool_calls`, `tool_call_id`."""
     max_completion_tokens: int | None = None
     """The same as `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[JsonMapping] | None = None
+    tools: Entries[JsonMapping] | None = None
     tool_choice: Literal["none", "auto", "required"] | JsonMapping | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
@@ -40,7 +41,7 @@ class ChatBody(SamplingBody):
     add_generation_prompt: Literal[True] = True
     continue_final_message: bool | None = None
     echo: Literal[False] = False
-    modalities: list[Literal["text"]] | None = None
+    modalities: Entries[Literal["text"]] | None = None
     prediction: JsonMapping | None = None
     verbosity: str | None = None
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from headrace.client.constraint import Choices, Constraint, JsonObject, JsonSchema, LarkGrammar, Regex
 from headrace.client.options import GenerateOptions
 from headrace.contract.errors import InvalidRequest
+from headrace.services.rest.openai_prompts import Entries
 
 FIELD_NAMES = {
     "text": "prompt",
@@ -101,7 +102,7 @@ class StructuredOutputs(Body):
 
     json_: JsonMapping | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Entries[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -124,7 +125,7 @@ class GenerationBody(Body):
     temperature: float | None = None
     """Softmax temperature in [0, 2]; 0 is greedy."""
     top_p: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | Entries[str] | None = None
     seed: Seed | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -140,15 +141,15 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Entries[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    bad_words: list[str] | None = None
+    bad_words: Entries[str] | None = None
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
     guided_json: JsonMapping | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Entries[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: int | None = None

@@ -1,8 +1,22 @@
 """The forms in which OpenAI's completions and embeddings take one or several texts."""
 
+from typing import Annotated, TypeVar
+
+from pydantic import FailFast
+
 from headrace.client.requests import Prompt
 
-PromptForms = str | list[int] | list[str] | list[list[int]]
+EntryT = TypeVar("EntryT")
+
+
+class _FirstWrong(FailFast):
+    __hash__ = object.__hash__  # for unions
+
+
+Entries = Annotated[list[EntryT], _FirstWrong()]
+"""A list of which the first wrong entry is told: millions would take seconds, for which all other callers wait."""
+
+PromptForms = str | Entries[int] | Entries[str] | Entries[Entries[int]]
 """A text, token ids, or a list of either."""
 
 

@@ -13,6 +13,7 @@ from headrace.client.options import ChatOptions
 from headrace.contract.errors import InvalidRequest
 from headrace.services.rest import openai_fields
 from headrace.services.rest.openai_fields import Body, GenerationBody, JsonMapping
+from headrace.services.rest.openai_prompts import Entries
 
 FIELD_NAMES = {path: name for path, name in openai_fields.FIELD_NAMES.items() if path != "text"} | {
     "chat": "input",
@@ -35,8 +36,8 @@ class InputText(Body):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[JsonMapping] | None = Field(default=None, max_length=0)
-    logprobs: list[JsonMapping] | None = None
+    annotations: Entries[JsonMapping] | None = Field(default=None, max_length=0)
+    logprobs: Entries[JsonMapping] | None = None
 
 
 class InputImage(Body):
@@ -63,7 +64,7 @@ class MessageItem(StoredItem):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Entries[Part]
     phase: str | None = None
 
 
@@ -81,7 +82,7 @@ class FunctionOutputItem(StoredItem):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: str | Entries[Part]
 
 
 class ReasoningText(Body):
@@ -95,8 +96,8 @@ class ReasoningItem(StoredItem):
     """What the model thought."""
 
     type: Literal["reasoning"]
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Entries[ReasoningText] | None = None
+    content: Entries[ReasoningText] | None = None
     encrypted_content: None = None
 
 
@@ -154,14 +155,14 @@ class Reasoning(Body):
 class ResponsesBody(GenerationBody):
     """A request for the next items of a conversation. Nothing is kept: the whole conversation is in `input`."""
 
-    input: str | list[InputItem]
+    input: str | Entries[InputItem]
     """A text of the user, or turns, calls of tools and their outputs in order."""
     instructions: str | None = None
     """Goes before the conversation, as a turn of the system."""
     max_output_tokens: int | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Entries[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | JsonMapping | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None
@@ -169,7 +170,7 @@ class ResponsesBody(GenerationBody):
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None
-    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
+    include: Entries[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
     max_tool_calls: int | None = None
     top_logprobs: int | None = None
 

@@ -9,6 +9,7 @@ from headrace.client.constraint import Constraint, JsonSchema, Regex, Watermark
 from headrace.client.options import GenerateOptions
 from headrace.contract.errors import InvalidRequest
 from headrace.services.rest.openai_fields import Body, JsonMapping, Seed
+from headrace.services.rest.openai_prompts import Entries
 
 FIELD_NAMES = {
     "text": "inputs",
@@ -62,8 +63,8 @@ class Parameters(Body):
     do_sample: bool | None = None
     max_new_tokens: int | None = None
     return_full_text: bool | None = None
-    stop: list[str] | None = None
-    stop_sequences: list[str] | None = None
+    stop: Entries[str] | None = None
+    stop_sequences: Entries[str] | None = None
     """The same as `stop`, as older clients write it."""
     truncate: int | None = None
     watermark: bool | None = None

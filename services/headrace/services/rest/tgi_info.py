@@ -1,5 +1,6 @@
 """`/info`, `/tokenize` and `/chat_tokenize`: what Text Generation Inference tells of a model and of a text."""
 
+import asyncio
 from importlib.metadata import version
 
 from starlette.requests import Request
@@ -109,7 +110,8 @@ async def tokenize(request: Request, exchange: Exchange) -> Response:
     body = await exchange.read(request, TokenizeBody)
     call = calls.tokenize(body.inputs, {"add_special_tokens": body.add_special_tokens, "include_offsets": True})
     tokenization = await exchange.link.unary(call, exchange.context)
-    return json_response(_tokens(tokenization), exchange.headers(body))
+    # Beside the event loop: a text may be as large as a body, and other callers wait for their tokens.
+    return await asyncio.to_thread(lambda: json_response(_tokens(tokenization), exchange.headers(body)))
 
 
 async def tokenize_chat(request: Request, exchange: Exchange) -> Response:

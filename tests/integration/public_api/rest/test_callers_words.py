@@ -1,4 +1,4 @@
-"""What is wrong is told in the caller's own words: its names for the field, and for the others that the sentence mentions."""
+"""What is wrong is told in the caller's words: its names for the field, and for others that the sentence mentions."""
 
 from typing import Any
 
@@ -76,6 +76,12 @@ TOLD: list[tuple[str, dict[str, Any], str]] = [
     ("/invocations", text(best_of=99), "best_of: must be in [1, 16], from n to the limit, is 99"),
     ("/invocations", chat(adapter="a" * 3), "no adapter 'aaa' is loaded"),
     ("/chat_tokenize", chat(chat_template_kwargs={"tools": []}), "chat_template_kwargs.tools: is set by the prompt"),
+    (
+        "/v1/embeddings",
+        {"input": [[5], [5, 60_000]], "pooling": "mean"},
+        "input[1][1]: must be in [0, 49152), is 60000",
+    ),
+    ("/v1/responses", {"input": ["x"]}, "input[0]: must be an object with a type"),
     ("/v1/chat/completions", chat(model="chat.best_of"), "model 'chat.best_of' is not served here"),
 ]
 

@@ -13,7 +13,7 @@ PING = b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 async def answers_to(rest: Any, *pieces: bytes) -> bytes:
-    """Sends pieces, each when the one before has had time to be read; returns all that comes until the connection ends."""
+    """Sends pieces, each when the one before has had time to be read; returns all that comes until the end."""
     host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:

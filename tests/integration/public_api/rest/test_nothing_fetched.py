@@ -74,6 +74,41 @@ async def test_no_url_of_a_body_is_opened(rest: Any, bait: Bait, scheme: str) ->
     assert not bait.was_visited.is_set()
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+BESIDE_TEXT = [{"type": "text", "text": "What is this?"}, IMAGE]
+BASE64 = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+OUTPUT = [
+    {"role": "user", "content": "x"},
+    {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "https://a/b"}]},
+]
+
+IMAGES: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": BESIDE_TEXT}]}, "messages[0].content"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": [IMAGE]}], "stream": True},
+        "messages[1].content",
+    ),
+    ("/v1/responses", {"input": OUTPUT}, "input[1].content"),
+    (
+        "/v1/messages",
+        {"model": "", "max_tokens": 2, "messages": [{"role": "user", "content": [BASE64]}]},
+        "messages[0].content",
+    ),
+    ("/invocations", {"messages": [{"role": "user", "content": BESIDE_TEXT}]}, "messages[0].content"),
+    ("/chat_tokenize", {"messages": [{"role": "user", "content": BESIDE_TEXT}]}, "messages[0].content"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field"), IMAGES)
+async def test_an_image_is_refused_with_its_place(rest: Any, path: str, body: dict[str, Any], field: str) -> None:
+    """Also one that is in the body itself, and before anything is generated."""
+    response = await rest.http.post(path, json=body)
+    assert response.status_code in (400, 422), response.text
+    assert f"{field}: the model takes no images" in response.text
+    assert rest.router.stats().step_count == 0
+
+
 async def test_the_bait_is_noticed(bait: Bait) -> None:
     host, _, port = bait.address.partition(":")
     _, writer = await asyncio.open_connection(host, int(port))

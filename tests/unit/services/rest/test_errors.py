@@ -18,7 +18,7 @@ from headrace.contract.errors import (
 from headrace.services.rest import anthropic_answer, openai_answer, tgi_answer
 from headrace.services.rest.anthropic_fields import FIELD_NAMES as ANTHROPIC
 from headrace.services.rest.errors import TABLE, HttpProblem, advice_of, words_of
-from headrace.services.rest.field_naming import field_name, in_callers_words, named_after
+from headrace.services.rest.field_naming import field_name, in_callers_words
 from headrace.services.rest.openai_fields import FIELD_NAMES as OPENAI
 from headrace.services.rest.responses_fields import FIELD_NAMES as RESPONSES
 
@@ -112,3 +112,21 @@ def test_each_protocol_uses_its_own_names_and_shape() -> None:
 )
 def test_places_in_lists_keep_their_numbers(field: str, names: Mapping[str, str], expected: str) -> None:
     assert field_name(field, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("must not be more than max_new_token_count, 2, is 5", OPENAI, "must not be more than max_tokens, 2, is 5"),
+        ("has 9; set truncate_prompt_token_count to keep the last ones", ANTHROPIC, "has 9"),
+        ("must not be set beside constraint, which says", OPENAI, "must not be set beside response_format, which says"),
+        (
+            "must not be set beside a chat.tool_choice that asks",
+            OPENAI,
+            "must not be set beside a tool_choice that asks",
+        ),
+        ("no adapter 'chat.completion_count' is loaded", OPENAI, "no adapter 'chat.completion_count' is loaded"),
+    ],
+)
+def test_other_fields_in_a_sentence_have_the_callers_names(text: str, names: Mapping[str, str], expected: str) -> None:
+    assert in_callers_words(text, names) == expected
