@@ -98,7 +98,7 @@ DASHBOARD_HEAD = """## Prometheus and Grafana
 [deploy/prometheus/prometheus.yml](../deploy/prometheus/prometheus.yml) scrapes the processes of one machine, and
 [deploy/grafana/headrace.json](../deploy/grafana/headrace.json) is a dashboard to import. A test checks its queries
 against the tables above; `make test-prometheus` has a real Prometheus scrape a router and answer every one of them.
-That last ran on 21 November 2026, with Prometheus 2.42.0 from Debian 12.
+That last ran on 1 December 2026, with Prometheus 2.42.0 from Debian 12.
 """
 
 METRICS_TITLES = {"router": "The router", "shard": "A shard", "rest": "The sidecar"}
