@@ -1,10 +1,13 @@
 """HTTP/1.1 as uvicorn reads it, with bounds for the size of a request's head and for the time it takes to come."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from headrace.services.rest.upgrade_offers import OfferlessParser
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
@@ -25,10 +28,6 @@ _TOO_LARGE: Final = _answer(
     b"431 Request Header Fields Too Large",
     b"the request line and the headers are larger than the limit of %d bytes" % HEAD_LIMIT_BYTES,
 )
-_UPGRADE_WITH_BODY: Final = _answer(
-    b"400 Bad Request",
-    b"a request with a body cannot ask for another protocol; leave out the header upgrade, or choose HTTP/1.1",
-)
 _TOO_SLOW: Final = _answer(b"408 Request Timeout", b"the request line and the headers took too long to come")
 
 
@@ -36,10 +35,6 @@ _CHUNK_FRAME_FACTOR: Final = 8
 """How many bytes may bring one of a body: a chunk of one comes in six."""
 _CHUNK_FRAME_CREDIT: Final = 2**18
 """What a body may bring in advance: what is read in one piece, of which no more than this is known to be its own."""
-
-
-def _has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
 def _send_without_chunks(cycle: RequestResponseCycle) -> None:
@@ -67,11 +62,23 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     """From when a connection is made, or a request begins on one that is kept, until its headers are there."""
 
     _is_in_head = False
+    _is_first_piece = False
+    """Whether the head began in the piece that is being read."""
     _is_in_body = False
     _head_size_bytes = 0
     _frame_size_bytes = 0
     """What came of a chunked body beside the body: sizes, extensions and trailers, less what small chunks need."""
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.parser = OfferlessParser(self)  # type: ignore[assignment]  # it has what uvicorn calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Takes a new connection."""
@@ -87,20 +94,21 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """Takes bytes of a connection."""
         # What came before the head in the same piece is not the head's, so its first piece is not counted
         # here. It has a bounded size, and `on_headers_complete` sees what was in it.
-        was_in_head, body_before = self._is_in_head, self.cycle if self._is_in_body else None
+        body_before = self.cycle if self._is_in_body else None
+        self._is_first_piece = not self._is_in_head
         super().data_received(data)
         if body_before is not None and self._is_in_body and self.cycle is body_before:
             self._frame_size_bytes += len(data)
             if self._frame_size_bytes > HEAD_LIMIT_BYTES:
                 self._refuse(_TOO_LARGE)
-        elif was_in_head and self._is_in_head:
+        elif self._is_in_head and not self._is_first_piece:
             self._head_size_bytes += len(data)
             if self._head_size_bytes > HEAD_LIMIT_BYTES:
                 self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """Takes note of the beginning of a request."""
-        self._is_in_head = True
+        self._is_in_head = self._is_first_piece = True
         self._head_size_bytes = self._frame_size_bytes = 0
         self._start_timer()
         super().on_message_begin()
@@ -110,22 +118,21 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_body = True
         self._stop_timer()
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_LIMIT_BYTES:
-            self._refuse(_TOO_LARGE)
-            # Ends the parser, too; what it would have uvicorn say is not sent any more.
-            raise ValueError("the head is too large")
-        is_upgrade = self.parser.should_upgrade()
-        if is_upgrade and _has_body(self.headers):
-            # The parser would take the body for another protocol, and what follows its first piece for a request.
-            self._refuse(_UPGRADE_WITH_BODY)
-            raise ValueError("the body would be lost")
+        self.check_head()
+        if self.parser.should_upgrade():
+            raise ValueError("there are no tunnels here")
         super().on_headers_complete()
-        if is_upgrade:
-            self.cycle.keep_alive = False
         if self.parser.get_http_version() == "1.0":
             _send_without_chunks(self.cycle)
         # Trailers are no headers, which a proxy may have checked: they would be added to what the request has.
         self.headers = []
+
+    def check_head(self) -> None:
+        """Refuses a head that is too large, which is known for certain when it is complete."""
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_LIMIT_BYTES:
+            self._refuse(_TOO_LARGE)
+            # Ends the parser, too; what it would have uvicorn say is not sent any more.
+            raise ValueError("the head is too large")
 
     def on_body(self, body: bytes) -> None:
         """Takes a piece of a body."""

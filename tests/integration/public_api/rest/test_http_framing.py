@@ -88,23 +88,6 @@ async def test_a_body_that_is_encoded_on_its_way_is_refused(rest: Any) -> None:
     assert answer.startswith(b"HTTP/1.1 415 "), answer
 
 
-UPGRADE = b"connection: upgrade\r\nupgrade: %b\r\n"
-
-
-@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
-async def test_a_body_beside_an_upgrade_hides_no_request(rest: Any, protocol: bytes) -> None:
-    for length in (b"content-length: %d\r\n\r\n" % len(PING), b"transfer-encoding: chunked\r\n\r\n"):
-        answer = await answers_to(rest, PATH + UPGRADE % protocol + length, PING)
-        assert answer.startswith((b"HTTP/1.1 400 ", b"reset")), answer
-        assert answer.count(b"HTTP/1.1 ") <= 1, answer
-
-
-async def test_an_upgrade_without_a_body_is_passed_over_and_ends_the_connection(rest: Any) -> None:
-    answer = await answers_to(rest, PING[:-2] + UPGRADE % b"h2c" + b"\r\n", PING)
-    assert answer.startswith((b"HTTP/1.1 200 ", b"reset"))
-    assert answer.count(b"HTTP/1.1 ") <= 1
-
-
 CHUNKED = PATH + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n" + b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
 
 
@@ -147,3 +130,10 @@ async def test_an_old_caller_gets_a_stream_that_ends_with_the_connection(rest: A
     assert all(line.startswith(b"data: ") for line in events.split(b"\n\n")[:-1])
     whole = await answers_to(rest, start + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
     assert json.loads(whole.partition(b"\r\n\r\n")[2])["object"] == "text_completion"
+
+
+async def test_what_came_before_a_head_in_its_first_piece_is_not_counted(rest: Any) -> None:
+    first = with_headers(body=b'{"max_tokens":1,"truncate_prompt_tokens":5,"prompt":"' + b"x " * 20_000 + b'"}')
+    last = with_headers(CLOSE)
+    answer = await answers_to(rest, first[:20], first[20:] + last[:20], last[20:])
+    assert answer.count(b"HTTP/1.1 200 ") == 2, answer[:300]
