@@ -34,6 +34,10 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 _OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
 
+_DEADLINE_SLACK_S = 0.05
+"""How long before a deadline an end by the caller counts as the deadline's. NOTE: the caller's clock ends a call, too,
+and first: what is left when a call is sent arrives later, and rounded up, so ours may have some milliseconds to go."""
+
 _BeginSpan = Callable[[str, Iterable[tuple[str, str | bytes]]], "CallSpan"]
 
 # The edge to grpc: requests and responses are whatever the method's messages are.
@@ -212,7 +216,7 @@ class _Guard:
                 await self._abort_for(self._call.ended_by)
             case asyncio.CancelledError():
                 remaining_s: float | None = self._context.time_remaining()
-                is_expired = remaining_s is not None and remaining_s <= 0
+                is_expired = remaining_s is not None and remaining_s <= _DEADLINE_SLACK_S
                 self._code = grpc.StatusCode.DEADLINE_EXCEEDED if is_expired else grpc.StatusCode.CANCELLED
             case HeadraceError():
                 await self._abort_for(error)
