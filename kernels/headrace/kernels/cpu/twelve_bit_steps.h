@@ -5,8 +5,8 @@
 // byte stays as it is. A step is widened just before it is multiplied by, and three quarters come from memory.
 //
 // NOTE: that the exponents of trained weights carry little information is what DFloat11 (Zhang et al., 2025) saves
-// memory by. Its codes have as many bits as they need, eleven in all; codes of one length are read sixteen times
-// faster than memory delivers them, by one look-up in a register.
+// memory by. Its codes have as many bits as they need, eleven in all; codes of one length are read by one look-up in a
+// register, which is faster than memory delivers them.
 #pragma once
 
 #include <algorithm>
