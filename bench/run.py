@@ -21,6 +21,7 @@ from typing import Any
 
 from harness import machine
 from harness.headrace_server import HeadraceServer
+from harness.pace import PaceLog
 from harness.processes import LoadWatch
 from harness.report import page
 from harness.router_only import measure_router
@@ -82,6 +83,7 @@ async def compare(workload: Workload, systems: list[System], result: dict[str, A
         system.name: {figure.name: [] for figure in figures} for system in systems
     }
     shares: list[tuple[float, float]] = []
+    paces = PaceLog()
     for round_index in range(round_count + 1):
         requests = workload.requests(round_index)
         for system in systems:
@@ -91,9 +93,11 @@ async def compare(workload: Workload, systems: list[System], result: dict[str, A
             )
             before = await system.engine.load() if isinstance(system.engine, HeadraceServer) else None
             traces = await system.engine.run(requests)
+            share = watch.shares()
+            paces.add(system.name, counts=round_index > 0)
             if round_index == 0:
                 continue
-            shares.append(watch.shares())
+            shares.append(share)
             for figure in figures:
                 measured[system.name][figure.name].append(figure.read(traces))
             if before is not None and isinstance(system.engine, HeadraceServer):
@@ -109,6 +113,7 @@ async def compare(workload: Workload, systems: list[System], result: dict[str, A
         "systems": measured,
         "idle_share": max(idle for idle, _ in shares),
         "foreign_share": max(foreign for _, foreign in shares),
+        "pace": paces.as_dict(),
     }
 
 

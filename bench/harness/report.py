@@ -79,7 +79,15 @@ def _workload(name: str, entry: Result) -> str:
             ratio = ratio_cell(ours, values, is_rate=figure["is_rate"]) if is_peer else ""
             rows.append([f"{figure['name']}, {figure['unit']}", system, spread_cell(values), ratio])
     table = markdown_table(["figure", "system", "median", "ratio"], rows)
-    return f"## {entry['title']} (`{name}`)\n\n{table}\n\n{_others(entry)}"
+    return f"## {entry['title']} (`{name}`)\n\n{table}\n\n{_others(entry)}{_pace(entry)}"
+
+
+def _pace(entry: Result) -> str:
+    if "pace" not in entry:
+        return ""
+    units = {"products": "products, TFLOP/s", "reads": "reads, GB/s", "loops": "Python, M loops/s"}
+    rows = [[system, *(spread_cell(values[name]) for name in units)] for system, values in entry["pace"].items()]
+    return "\n\nThe machine itself, before and after each run:\n\n" + markdown_table(["beside", *units.values()], rows)
 
 
 def _others(entry: Result) -> str:
@@ -114,7 +122,7 @@ def _singles(result: Result) -> Iterable[str]:
     if "router" in result:
         rows = [[name, unit, spread_cell(values)] for name, unit, values in _router_rows(result["router"])]
         table = markdown_table(["figure", "unit", "median"], rows)
-        yield f"## Router alone\n\n{table}\n\n{_others(result['router'])}"
+        yield f"## Router alone\n\n{table}\n\n{_others(result['router'])}{_pace(result['router'])}"
 
 
 def _router_rows(router: Result) -> Iterable[tuple[str, str, Sequence[float]]]:

@@ -11,6 +11,7 @@ import random
 from typing import Any
 
 from harness.headrace_server import HeadraceServer
+from harness.pace import PaceLog
 from harness.peer_process import clean_environment, python_of
 from harness.processes import LoadWatch, cpu_s, tree_cpu_s
 from harness.sidecar import measure_sidecar
@@ -42,17 +43,21 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     shares: list[tuple[float, float]] = []
     smg = await _start_smg()
     server = await _start_paced(model, CPU_STEP_S)
+    paces = PaceLog()
     try:
         for round_index in range(round_count + 1):
             watch = LoadWatch(measured=server.process_id, idle=[] if smg is None else [smg[0].process_id])
             ours = await _cpu_per_token(server, round_index)
             shares.append(watch.shares())
+            paces.add("headrace", counts=round_index > 0)
             theirs = None
             if smg is not None:
                 watch = LoadWatch(measured=smg[0].process_id, idle=[server.process_id])
                 theirs = await _smg_cpu_per_token(smg)
                 shares.append(watch.shares())
+                paces.add("SMG", counts=round_index > 0)
             http_us, http_ms = await measure_sidecar(server, round_index=round_index)
+            paces.add("headrace rest", counts=round_index > 0)
             if round_index:
                 result["sidecar_cpu"]["headrace rest"].append(http_us)
                 result["sidecar_first_token"]["headrace rest"].append(http_ms)
@@ -73,6 +78,7 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
         if smg is not None:
             await smg[0].wait(_SMG_STOP_TIMEOUT_S)
     shares += await _measure_latency(model, result["latency"], round_count)
+    result["pace"] = paces.as_dict()
     result["idle_share"] = max(idle for idle, _ in shares)
     result["foreign_share"] = max(foreign for _, foreign in shares)
     return result

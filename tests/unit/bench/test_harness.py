@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.pace import Pace, PaceLog, measure_pace
 from harness.peer_process import PeerFailed, PeerProcess, job_line, read_ready, read_traces
 from harness.processes import LoadWatch, cpu_s, tree
 from harness.report import page, ratio_cell
@@ -130,6 +131,23 @@ def test_work_of_others_is_seen() -> None:
     assert foreign_share > 0.1
 
 
+def test_the_pace_of_a_run_is_that_before_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces = iter([Pace(products=float(value), reads=1.0, loops=1.0) for value in (1, 2, 4, 8)])
+    monkeypatch.setattr("harness.pace.measure_pace", lambda: next(paces))
+    log = PaceLog()
+    log.add("ours", counts=False)
+    log.add("ours", counts=True)
+    log.add("theirs", counts=True)
+    assert {system: values["products"] for system, values in log.as_dict().items()} == {"ours": [3.0], "theirs": [6.0]}
+
+
+def test_the_pace_is_that_of_this_machine() -> None:
+    pace = measure_pace()
+    assert 0.001 < pace.products < 100.0
+    assert 0.1 < pace.reads < 10_000.0
+    assert 0.5 < pace.loops < 1000.0
+
+
 def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
     text = page(
         {
@@ -147,6 +165,7 @@ def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
                     },
                     "idle_share": 0.005,
                     "foreign_share": 0.75,
+                    "pace": {"peer": {"products": [1.5, 0.5, 1.0], "reads": [20.0], "loops": [60.0]}},
                 }
             },
             "steps": [{"weights": "plain", "rows": 8, "step_s": 0.012, "library_s": 0.01}],
@@ -165,6 +184,8 @@ def test_the_page_shows_medians_ratios_and_who_is_missing() -> None:
     assert "| decode, tok/s | peer | 100 (70.0..110) | 2.00 (2.00..3.00) |" in text
     assert "| decode, tok/s | headrace | 210 (200..220) |  |" in text
     assert "at most 0.5% of a core, and the rest of the machine 75.0%." in text
+    assert "| beside | products, TFLOP/s | reads, GB/s | Python, M loops/s |" in text
+    assert "| peer | 1.00 (0.50..1.50) | 20.0 (20.0..20.0) | 60.0 (60.0..60.0) |" in text
     assert "Not installed: vllm (bf16)." in text
     assert "| plain | 8 | 12.0 | 10.0 | 1.20 |" in text
     assert "| w | 1.00 | 10.0 | 0.00 | 50.0 |" in text
