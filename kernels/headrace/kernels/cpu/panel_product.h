@@ -141,6 +141,8 @@ template <typename T>
 struct PanelView {
   const T* steps;
   int64_t depth_mask = -1;
+  // Whether more rows than one product takes are multiplied by it, one product after the other.
+  bool is_for_many = false;
 };
 
 // Multiplies by panels on one thread. The tiles of AMX, where there are some, are this object's while it lives.
@@ -199,12 +201,10 @@ class PanelProduct<BFloat16> {
       row_count_ = row_count;
       column_count_ = 0;
     }
-    if (row_count <= 16) {
-      multiply_tiles<1>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
-                        product_stride, meanwhile);
+    if (panel.is_for_many) {
+      multiply_rows<true>(rows, row_stride, row_count, panel, depth, ahead, product, product_stride, meanwhile);
     } else {
-      multiply_tiles<2>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
-                        product_stride, meanwhile);
+      multiply_rows<false>(rows, row_stride, row_count, panel, depth, ahead, product, product_stride, meanwhile);
     }
   }
 
@@ -218,6 +218,19 @@ class PanelProduct<BFloat16> {
 
  private:
   static constexpr int64_t kFetchAhead = kFetchAheadBytes / sizeof(BFloat16);
+
+  template <bool kPassesBy, typename Meanwhile>
+  static void multiply_rows(const BFloat16* rows, int64_t row_stride, int64_t row_count, PanelView<BFloat16> panel,
+                            int64_t depth, const BFloat16* ahead, float* product, int64_t product_stride,
+                            const Meanwhile& meanwhile) {
+    if (row_count <= 16) {
+      multiply_tiles<1, kPassesBy>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
+                                   product_stride, meanwhile);
+    } else {
+      multiply_tiles<2, kPassesBy>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
+                                   product_stride, meanwhile);
+    }
+  }
 
   // What the tiles are shaped for; 0 rows before they are.
   int64_t row_count_ = 0;

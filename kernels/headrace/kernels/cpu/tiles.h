@@ -48,7 +48,10 @@ inline void release_tiles() { _tile_release(); }
 
 // See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32. The panel's step for depth `in` lies
 // where that of `in & depth_mask` would.
-template <int kTileRows, typename Meanwhile>
+// NOTE: rows that pass by, one block after another, are loaded without a place in the first-level cache. There they
+// would push out the panel, which all of them are multiplied by: then both came from the second level, and a prompt's
+// products took half as long again.
+template <int kTileRows, bool kPassesBy, typename Meanwhile>
 inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth_mask,
                            int64_t depth, const BFloat16* ahead, int64_t fetch_ahead, float* product,
                            int64_t product_stride, const Meanwhile& meanwhile) {
@@ -67,13 +70,21 @@ inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloa
       for (int64_t line = 0; line < 32; ++line)
         _mm_prefetch(reinterpret_cast<const char*>(lines + line * 32), _MM_HINT_T0);
     }
-    _tile_loadd(4, rows + in, row_bytes);
+    if constexpr (kPassesBy) {
+      _tile_stream_loadd(4, rows + in, row_bytes);
+    } else {
+      _tile_loadd(4, rows + in, row_bytes);
+    }
     _tile_loadd(6, tiles, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, tiles + 512, 64);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (kTileRows == 2) {
-      _tile_loadd(5, rows + 16 * row_stride + in, row_bytes);
+      if constexpr (kPassesBy) {
+        _tile_stream_loadd(5, rows + 16 * row_stride + in, row_bytes);
+      } else {
+        _tile_loadd(5, rows + 16 * row_stride + in, row_bytes);
+      }
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
