@@ -14,6 +14,7 @@ from headrace.client.aio_channel import is_task_cancelled
 from headrace.client.errors import StreamBroken, error_from_rpc
 from headrace.contract.errors import HeadraceError
 from headrace.services.rest.field_naming import named_after
+from headrace.services.rest.piece_writer import PieceWriter, piece_writer
 from headrace.services.rest.request_watch import short_way
 from headrace.services.rest.router_link import StreamUnderWay
 from headrace.v1 import generate_service_pb2 as pb
@@ -57,7 +58,8 @@ async def open_stream(call: StreamUnderWay, target: str) -> OpenStream:
         HeadraceError: the request failed.
     """
     try:
-        first = await call.read()
+        # A call gives the same iterator each time, so what follows is read where this ends.
+        first = await anext(aiter(call), None)
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error, target) from error
     except asyncio.CancelledError:
@@ -90,11 +92,11 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response, as ASGI asks."""
-        write = short_way(scope, send)
+        send_piece = short_way(scope, send)
         watching = asyncio.ensure_future(self._cancel_at_hang_up(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._send_streams(write)
+            await self._send_streams(send_piece, piece_writer(scope))
             if not watching.done():
                 body = b"" if self._has_failed else self._closing()
                 await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -107,26 +109,28 @@ class EventStreamResponse(Response):
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def _send_streams(self, send: Send) -> None:
+    async def _send_streams(self, send: Send, write: PieceWriter) -> None:
         # In tasks of their own even if there is but one: whatever a task waits for wakes it through all its
         # coroutines, and from the server down to here there are some fifteen.
         async with asyncio.TaskGroup() as group:
             for stream, writer in self._streams:
-                group.create_task(self._send_stream(stream, writer, send))
+                group.create_task(self._send_stream(stream, writer, send, write))
 
-    async def _send_stream(self, stream: OpenStream, writer: EventWriter, send: Send) -> None:
+    async def _send_stream(self, stream: OpenStream, writer: EventWriter, send: Send, write: PieceWriter) -> None:
         is_over = False
         try:
             if opening := writer.started(stream.started):
                 await send({"type": "http.response.body", "body": opening, "more_body": True})
-            # Reading is cheaper than iterating: there is no generator between the call and this loop.
-            while isinstance(response := await stream.call.read(), pb.GenerateStreamResponse):
+            # Iterating is cheaper than `read`, which looks each time whether the call is over.
+            async for response in stream.call:
+                if response is None:  # what gRPC makes of bytes that are no message
+                    break
                 if response.HasField("delta"):
                     event = writer.delta(response.delta)
                 else:
                     is_over = True
                     event = writer.finished(response.finished)
-                if event:
+                if event and not write(event):
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             if not is_over:
                 raise StreamBroken("the stream ended without its last event")

@@ -7,6 +7,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from headrace.services.rest.piece_writer import offer_pieces
 from headrace.services.rest.upgrade_offers import OfferlessParser
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.parser.get_http_version() == "1.0":
             _send_without_chunks(self.cycle)
+        offer_pieces(self.scope, self.cycle)
         # Trailers are no headers, which a proxy may have checked: they would be added to what the request has.
         self.headers = []
 

@@ -177,7 +177,9 @@ class ChatWriter:
         self._with_usage = with_usage
         self._head = b""
         self._tail = b',"usage":null}\n\n' if with_usage else b"}\n\n"
-        self._opened: set[int] = set()
+        self._text_tail = b'},"logprobs":null,"finish_reason":null}]' + self._tail
+        self._text_heads: dict[int, bytes] = {}
+        """What goes before the text of each completion that has begun."""
         self._with_tool_calls: set[int] = set()
 
     def started(self, started: pb.GenerationStarted) -> bytes:
@@ -195,18 +197,14 @@ class ChatWriter:
     def delta(self, delta: pb.GenerationDelta) -> bytes:
         """Returns a chunk, or nothing while text is withheld."""
         index = delta.index
-        opening = b"" if index in self._opened else self._open(index)
+        text_head = self._text_heads.get(index)
+        opening = b""
+        if text_head is None:
+            opening = self._open(index)
+            text_head = self._text_heads[index]
         if not (self._with_logprobs or delta.reasoning or delta.tool_calls):
-            if not delta.text:
-                return opening
-            content = orjson.dumps(delta.text)
-            return b'%b%b[{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b' % (
-                opening,
-                self._head,
-                index,
-                content,
-                self._tail,
-            )
+            text = delta.text
+            return opening + text_head + orjson.dumps(text) + self._text_tail if text else opening
         change = self._change(delta)
         logprobs = answer.chat_logprobs(delta.logprobs) if self._with_logprobs and delta.logprobs else None
         if not change and logprobs is None:
@@ -230,7 +228,7 @@ class ChatWriter:
         return answer.error_event(error)
 
     def _open(self, index: int) -> bytes:
-        self._opened.add(index)
+        self._text_heads[index] = b'%b[{"index":%d,"delta":{"content":' % (self._head, index)
         return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
     def _change(self, delta: pb.GenerationDelta) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from starlette.requests import Request
@@ -205,6 +205,9 @@ def _choice(completion: Completion, index: int, echo: str, top_count: int) -> Te
     }
 
 
+_TEXT_TAIL: Final = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
+
 class TextWriter:
     """Writes the chunks of one prompt's completions."""
 
@@ -214,6 +217,8 @@ class TextWriter:
         self._echo = echo
         self._top_count = top_count
         self._head = b""
+        self._text_heads: dict[int, bytes] = {}
+        """What goes before the text of each completion."""
         self._offsets: dict[int, int] = {}
         self._echoed: set[int] = set()
         self.model = ""
@@ -238,11 +243,11 @@ class TextWriter:
         if self._top_count is None:
             if not text:
                 return b""
-            return b'%b[{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (
-                self._head,
-                self._first_index + index,
-                orjson.dumps(text),
-            )
+            text_head = self._text_heads.get(index)
+            if text_head is None:
+                text_head = b'%b[{"index":%d,"text":' % (self._head, self._first_index + index)
+                self._text_heads[index] = text_head
+            return text_head + orjson.dumps(text) + _TEXT_TAIL
         offset = self._offsets.get(index, 0)
         logprobs, self._offsets[index] = answer.text_logprobs(delta.logprobs, self._top_count, offset)
         return self._chunk(index, text, logprobs, None)
