@@ -8,6 +8,7 @@ from pydantic_core import from_json
 
 from headrace.contract.errors import FieldViolation, InvalidRequest
 from headrace.services.rest.errors import HttpProblem
+from headrace.services.rest.json_bounds import check_parts
 
 _VIOLATION_LIMIT = 20
 _SHOWN_CHARACTER_COUNT = 60
@@ -21,9 +22,10 @@ def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
     """Checks a body.
 
     Raises:
-        HttpProblem: it is no JSON, or holds a key twice.
+        HttpProblem: it is no JSON, has too many parts, or holds a key twice.
         InvalidRequest: it is JSON of another shape; every wrong field is named.
     """
+    check_parts(raw)
     try:
         body = kind.model_validate_json(raw)
     except ValidationError as error:

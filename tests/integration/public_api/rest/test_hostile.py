@@ -115,7 +115,14 @@ ENCODINGS = [
 async def test_encodings_and_depths(rest: Any) -> None:
     for body in ENCODINGS:
         response = await rest.http.post("/v1/completions", content=body, headers=HEADERS)
-        assert response.status_code in (200, 400), body[:50]
+        assert response.status_code in (200, 400, 413), body[:50]
+
+
+async def test_a_body_of_too_many_keys_is_too_large(rest: Any) -> None:
+    keys = b",".join(b'"%x":0' % number for number in range(20_000))
+    for path in VALID:
+        response = await rest.http.post(path, content=b'{"prompt":"x",%b}' % keys, headers=HEADERS)
+        assert (response.status_code, "20000 objects, lists and keys" in response.text) == (413, True)
 
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

@@ -14,8 +14,8 @@ from headrace.services.rest.openai_embeddings import EmbeddingsBody
 from headrace.services.rest.responses_fields import ResponsesBody
 from headrace.services.rest.tgi_fields import GenerateBody
 
-COUNT = 30_000
-"""Compared with each other, so many mistakes would take a minute."""
+COUNT = 15_000
+"""About as many as a body may have. Compared with each other, they would take many seconds."""
 
 TURN = {"role": "user", "content": "x"}
 LISTS: list[tuple[Any, dict[str, Any], str]] = [
