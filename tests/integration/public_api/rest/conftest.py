@@ -39,6 +39,24 @@ class RestDeployment:
         await self.router.until(lambda: self.router.stats().running_count + self.router.stats().waiting_count == 0)
         self.router.check_integrity()
 
+    async def raw(self, *pieces: bytes) -> bytes:
+        """Sends bytes as they are on a connection of its own, each piece when the one before has had time to be read.
+
+        Returns all that comes until the sidecar closes the connection, or `reset` if that is how it ends.
+        """
+        host, _, port = self.base_url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await self.http.get("/health")
+            return await asyncio.wait_for(reader.read(), 10)
+        except ConnectionResetError:
+            return b"reset"
+        finally:
+            writer.close()
+
 
 @asynccontextmanager
 async def run_sidecar(

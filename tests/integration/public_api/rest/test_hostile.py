@@ -170,37 +170,25 @@ async def test_connections_that_end_anywhere(rest: Any, ending: str) -> None:
     assert (await rest.post("/v1/completions", prompt="x", max_tokens=1)).status_code == 200
 
 
-async def head_status(rest: Any, *pieces: bytes) -> bytes:
-    """Sends bytes as they are, and returns the first line of the answer; waits until the connection is closed."""
-    host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        return (await reader.read()).partition(b"\r\n")[0]
-    except ConnectionResetError:
-        return b"reset"
-    finally:
-        writer.close()
+ENDS_TOO_LARGE = {b"HTTP/1.1 431 Request Header Fields Too Large", b"reset"}
 
 
 async def test_a_head_that_is_too_large_is_refused(rest: Any) -> None:
     start = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
-    assert b" 431 " in await head_status(rest, start, b"x-a: " + b"a" * 40_000 + b"\r\n\r\n")
-    assert b" 431 " in await head_status(rest, start, b"".join(b"x-%d: 1\r\n" % n for n in range(8000)), b"\r\n")
-    assert b" 431 " in await head_status(rest, b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n")
+    assert b" 431 " in await rest.raw(start, b"x-a: " + b"a" * 40_000 + b"\r\n\r\n")
+    assert b" 431 " in await rest.raw(start, b"".join(b"x-%d: 1\r\n" % n for n in range(8000)), b"\r\n")
+    assert b" 431 " in await rest.raw(b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n")
     fine = start + b"x-a: " + b"a" * 20_000 + b"\r\nconnection: close\r\n\r\n"
-    assert b" 200 " in await head_status(rest, fine)
+    assert b" 200 " in await rest.raw(fine)
     endless = [start, *[b"x-a: " + b"a" * 60_000] * 20]
-    assert (await head_status(rest, *endless)) in {b"HTTP/1.1 431 Request Header Fields Too Large", b"reset"}
+    assert (await rest.raw(*endless)).partition(b"\r\n")[0] in ENDS_TOO_LARGE
 
 
 async def test_a_body_is_not_taken_for_a_head(rest: Any) -> None:
     body = json.dumps({"prompt": "x" * 60_000, "max_tokens": 1, "truncate_prompt_tokens": 5}).encode()
     start = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
     both = (start + b"\r\n") % len(body) + body + start % len(body)
-    answers = await head_status(rest, both + b"connection: close\r\n", b"\r\n", body)
+    answers = await rest.raw(both + b"connection: close\r\n", b"\r\n", body)
     assert b" 200 " in answers
 
 
@@ -219,14 +207,10 @@ SMUGGLED = [
 
 async def test_a_request_whose_end_is_in_doubt_hides_no_other(rest: Any) -> None:
     """Where a proxy before the sidecar saw another end, what follows would be somebody else's request."""
-    host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
     for doubtful in SMUGGLED:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(HEAD + doubtful + b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await rest.raw(HEAD + doubtful + b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400 "), (doubtful, answer)
         assert answer.count(b"HTTP/1.1 ") == 1, (doubtful, answer)
-        writer.close()
 
 
 SLOW = [

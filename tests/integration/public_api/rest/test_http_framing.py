@@ -1,6 +1,5 @@
 """Requests whose head says two things, or whose bytes two servers could read in two ways, and callers of HTTP/1.0."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -10,22 +9,6 @@ BODY = b'{"prompt":"x","max_tokens":2}'
 STREAM = b'{"prompt":"x","max_tokens":2,"stream":true}'
 PATH = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 PING = b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n"
-
-
-async def answers_to(rest: Any, *pieces: bytes) -> bytes:
-    """Sends pieces, each when the one before has had time to be read; returns all that comes until the end."""
-    host, _, port = rest.base_url.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-            await rest.http.get("/health")
-        return await asyncio.wait_for(reader.read(), 10)
-    except ConnectionResetError:
-        return b"reset"
-    finally:
-        writer.close()
 
 
 def with_headers(*lines: bytes, body: bytes = BODY) -> bytes:
@@ -47,7 +30,7 @@ TWICE = [
 
 @pytest.mark.parametrize("lines", TWICE, ids=lambda lines: lines[0].partition(b":")[0].decode())
 async def test_of_two_headers_none_wins(rest: Any, lines: tuple[bytes, bytes]) -> None:
-    answer = await answers_to(rest, with_headers(*lines, CLOSE))
+    answer = await rest.raw(with_headers(*lines, CLOSE))
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert (error["param"], error["message"].endswith("must be given once")) == (
@@ -57,7 +40,7 @@ async def test_of_two_headers_none_wins(rest: Any, lines: tuple[bytes, bytes]) -
 
 
 async def test_the_list_of_a_trace_may_come_in_several_headers(rest: Any) -> None:
-    assert b" 200 " in await answers_to(rest, with_headers(b"tracestate: a=1", b"tracestate: b=2", CLOSE))
+    assert b" 200 " in await rest.raw(with_headers(b"tracestate: a=1", b"tracestate: b=2", CLOSE))
 
 
 WRONG: list[tuple[bytes, bytes, bytes]] = [
@@ -77,14 +60,14 @@ WRONG: list[tuple[bytes, bytes, bytes]] = [
 
 @pytest.mark.parametrize(("line", "status", "message"), WRONG, ids=lambda value: value[:30].decode("latin-1"))
 async def test_a_header_that_cannot_go_on_is_named(rest: Any, line: bytes, status: bytes, message: bytes) -> None:
-    answer = await answers_to(rest, with_headers(line, CLOSE))
+    answer = await rest.raw(with_headers(line, CLOSE))
     assert answer.startswith(b"HTTP/1.1 " + status), answer
     assert message in answer
 
 
 async def test_a_body_that_is_encoded_on_its_way_is_refused(rest: Any) -> None:
     head = PATH + b"connection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n"
-    answer = await answers_to(rest, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+    answer = await rest.raw(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
     assert answer.startswith(b"HTTP/1.1 415 "), answer
 
 
@@ -93,7 +76,7 @@ CHUNKED = PATH + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n" + b"
 
 async def test_trailers_are_no_headers(rest: Any) -> None:
     """A proxy that checks headers has not seen them."""
-    answer = await answers_to(rest, CHUNKED + b"x-request-id: trailer\r\nx-request-timeout-s: 0\r\n\r\n")
+    answer = await rest.raw(CHUNKED + b"x-request-id: trailer\r\nx-request-timeout-s: 0\r\n\r\n")
     assert b" 200 " in answer
     assert b"trailer" not in answer
 
@@ -106,7 +89,7 @@ FLOODS = [
 
 @pytest.mark.parametrize("start", FLOODS, ids=["trailers", "extensions"])
 async def test_what_frames_a_body_is_bounded(rest: Any, start: bytes) -> None:
-    answer = await answers_to(rest, start, *[b"a" * 60_000] * 20)
+    answer = await rest.raw(start, *[b"a" * 60_000] * 20)
     assert answer == b"reset" or b"HTTP/1.1 431 " in answer or b"HTTP/1.1 200 " in answer, answer[:100]
     await rest.idle()
 
@@ -114,26 +97,26 @@ async def test_what_frames_a_body_is_bounded(rest: Any, start: bytes) -> None:
 async def test_small_chunks_are_no_flood(rest: Any) -> None:
     text = b'{"max_tokens":1,"truncate_prompt_tokens":5,"prompt":"' + b"x " * 40_000 + b'"}'
     pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in text) + b"0\r\n\r\n"
-    answer = await answers_to(rest, PATH + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n", pieces)
+    answer = await rest.raw(PATH + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n", pieces)
     assert answer.startswith(b"HTTP/1.1 200 "), answer[:300]
 
 
 async def test_an_old_caller_gets_a_stream_that_ends_with_the_connection(rest: Any) -> None:
     """HTTP/1.0 knows no chunks; proxies still speak it unless they are told otherwise."""
     start = PATH.replace(b"1.1", b"1.0")
-    answer = await answers_to(rest, start + b"content-length: %d\r\n\r\n" % len(STREAM) + STREAM)
+    answer = await rest.raw(start + b"content-length: %d\r\n\r\n" % len(STREAM) + STREAM)
     head, _, events = answer.partition(b"\r\n\r\n")
     assert b"chunked" not in head.lower()
     assert b"connection: close" in head.lower()
     assert events.startswith(b"data: {")
     assert events.endswith(b"data: [DONE]\n\n")
     assert all(line.startswith(b"data: ") for line in events.split(b"\n\n")[:-1])
-    whole = await answers_to(rest, start + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+    whole = await rest.raw(start + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
     assert json.loads(whole.partition(b"\r\n\r\n")[2])["object"] == "text_completion"
 
 
 async def test_what_came_before_a_head_in_its_first_piece_is_not_counted(rest: Any) -> None:
     first = with_headers(body=b'{"max_tokens":1,"truncate_prompt_tokens":5,"prompt":"' + b"x " * 20_000 + b'"}')
     last = with_headers(CLOSE)
-    answer = await answers_to(rest, first[:20], first[20:] + last[:20], last[20:])
+    answer = await rest.raw(first[:20], first[20:] + last[:20], last[20:])
     assert answer.count(b"HTTP/1.1 200 ") == 2, answer[:300]
