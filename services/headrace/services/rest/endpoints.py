@@ -1,7 +1,7 @@
 """Every endpoint: its path, the protocol it speaks, who answers it, and the shapes of what it takes and returns."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.requests import Request
@@ -47,22 +47,15 @@ class Dialect:
 
 
 _STATUSES = statuses_of(lambda words: words.status)
-OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody, _STATUSES)
-RESPONSES = Dialect(
-    "OpenAI",
-    partial(openai_answer.error_response, names=responses_fields.FIELD_NAMES),
-    openai_answer.ErrorBody,
-    _STATUSES,
-)
-ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError, _STATUSES)
 _TGI_STATUSES = statuses_of(lambda words: words.tgi_status)
+
+OPENAI = Dialect("OpenAI", openai_answer.error_response, openai_answer.ErrorBody, _STATUSES)
+ANTHROPIC = Dialect("Anthropic", anthropic_answer.error_response, anthropic_answer.AnthropicError, _STATUSES)
 TGI = Dialect("TGI", tgi_answer.error_response, tgi_answer.TgiError, _TGI_STATUSES)
-TGI_CHAT = Dialect(
-    "TGI",
-    partial(tgi_answer.error_response, names=openai_fields.FIELD_NAMES),
-    tgi_answer.TgiError,
-    _TGI_STATUSES,
-)
+
+RESPONSES = replace(OPENAI, write_error=partial(openai_answer.error_response, names=responses_fields.FIELD_NAMES))
+"""OpenAI's where fields have the names that they have in responses."""
+TGI_CHAT = replace(TGI, write_error=partial(tgi_answer.error_response, names=openai_fields.FIELD_NAMES))
 """TGI's where the body is a chat of OpenAI's."""
 
 
