@@ -31,7 +31,7 @@ class RequestTaker(Protocol):
         """Takes a header or a trailer."""
 
     def check_head(self) -> None:
-        """Raises `ValueError` if the head is not to be had."""
+        """Raises `ValueError` if the head is not to be had. Asked once more when the offer is left out."""
 
     def on_headers_complete(self) -> None:
         """Takes note of the end of the headers."""
