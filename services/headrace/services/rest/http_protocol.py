@@ -78,7 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
             HeadRefused: it was refused, which ends the parser, too.
         """
         try:
-            check_head(self.url, self.headers)
+            check_head(self.url, self.headers, self.parser.get_http_version())
         except HeadRefused as refused:
             # What the parser's end would have uvicorn say is not sent any more.
             self._refuse(refused.answer)

@@ -18,3 +18,5 @@ TOO_LARGE: Final = _answer(
     b"the request line and the headers are larger than the limit of %d bytes" % HEAD_LIMIT_BYTES,
 )
 TOO_SLOW: Final = _answer(b"408 Request Timeout", b"the request line and the headers took too long to come")
+ONE_HOST: Final = _answer(b"400 Bad Request", b"a request must have one header Host, with the name of a host")
+"""Asked of HTTP/1.1 (RFC 9112, 3.2): of two, a proxy in front may have believed the other."""

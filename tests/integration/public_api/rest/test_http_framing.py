@@ -39,6 +39,32 @@ async def test_of_two_headers_none_wins(rest: Any, lines: tuple[bytes, bytes]) -
     )
 
 
+HOSTS = [
+    b"host: x\r\nhost: x\r\n",
+    b"host: x\r\nHost: y\r\n",
+    b"host: x y\r\n",
+    b"host: x/y\r\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("hosts", HOSTS)
+@pytest.mark.parametrize("offer", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "offer"])
+async def test_a_request_names_one_host(rest: Any, hosts: bytes, offer: bytes) -> None:
+    """And nothing that follows it is taken for a request."""
+    start = b"POST /v1/completions HTTP/1.1\r\n" + hosts + offer
+    answer = await rest.raw(start + b"content-length: %d\r\n\r\n" % len(BODY) + BODY + PING)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"one header Host" in answer
+    await rest.idle()
+
+
+async def test_an_old_caller_may_name_none(rest: Any) -> None:
+    answer = await rest.raw(b"GET /ping HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+
+
 async def test_the_list_of_a_trace_may_come_in_several_headers(rest: Any) -> None:
     assert b" 200 " in await rest.raw(with_headers(b"tracestate: a=1", b"tracestate: b=2", CLOSE))
 

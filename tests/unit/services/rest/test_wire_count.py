@@ -58,9 +58,50 @@ def test_what_frames_no_body_is_bounded() -> None:
     assert sizes.index(True) == 9
 
 
+GOOD = [
+    [HOST],
+    [(b"host", b"")],
+    [(b"host", b"localhost:8080")],
+    [(b"host", b"[::1]:8080")],
+    [(b"host", b"[fe80::1%25eth0]")],
+    [(b"host", b"my_service.default.svc.cluster.local")],
+    [(b"host", b"%2Frun%2Fheadrace.sock")],
+]
+BAD = [
+    [],
+    [HOST, HOST],
+    [HOST, (b"host", b"y")],
+    [(b"host", b"x y")],
+    [(b"host", b"x/y")],
+    [(b"host", b"user@x")],
+    [(b"host", b"x:80:80")],
+    [(b"host", b"x:http")],
+    [(b"host", b"x\xff")],
+    [(b"host", b"http://x")],
+]
+
+
+@pytest.mark.parametrize("headers", GOOD)
+def test_a_host_is_named(headers: list[tuple[bytes, bytes]]) -> None:
+    check_head(b"/", headers, "1.1")
+
+
+@pytest.mark.parametrize("headers", BAD)
+def test_no_host_or_two_or_none_that_can_be_one(headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(HeadRefused) as caught:
+        check_head(b"/", headers, "1.1")
+    assert caught.value.answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_old_caller_need_not_name_a_host() -> None:
+    check_head(b"/", [], "1.0")
+    with pytest.raises(HeadRefused):
+        check_head(b"/", [HOST, HOST], "1.0")
+
+
 def test_a_head_is_measured_as_it_came() -> None:
     room = HEAD_LIMIT_BYTES - len(b"/") - len(b"hostx") - len(b"x-a") - 8
-    check_head(b"/", [HOST, (b"x-a", b"a" * room)])
+    check_head(b"/", [HOST, (b"x-a", b"a" * room)], "1.1")
     with pytest.raises(HeadRefused) as caught:
-        check_head(b"/", [HOST, (b"x-a", b"a" * (room + 1))])
+        check_head(b"/", [HOST, (b"x-a", b"a" * (room + 1))], "1.1")
     assert caught.value.answer.startswith(b"HTTP/1.1 431 ")
