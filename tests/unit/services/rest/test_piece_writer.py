@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -54,6 +54,7 @@ def begun(method: str = "POST") -> tuple[Any, Connection]:
     return cycle, transport
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=5000))
 def test_a_piece_has_the_bytes_that_the_server_would_send(piece: bytes) -> None:
     cycle, connection = begun()
