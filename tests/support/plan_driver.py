@@ -24,6 +24,7 @@ class Job:
     stopping: RowStopRules
     logprob_options: LogprobOptions
     adapter: str = ""
+    grammar: str = ""
     pooling: PoolingOptions | None = None
     vector: bytes | None = None
     generated: list[int] = field(default_factory=list)
@@ -54,7 +55,7 @@ class PlanDriver:
         self.engine = engine
         self.may_draft = may_draft
         self.grammar = ""
-        """Of everything that is admitted from now on."""
+        """Of everything that is submitted from now on."""
         self.drafted_count = 0
         self.accepted_count = 0
         self.chunk_token_count = chunk_token_count
@@ -82,7 +83,7 @@ class PlanDriver:
         """Admits a prompt with the next plan; `stopping` is further fields of RowStopRules."""
         rules = RowStopRules(token_limit=len(prompt) + token_count, **stopping)  # type: ignore[arg-type]
         options = logprobs or LogprobOptions()
-        job = Job(next(self._sequence_ids), tuple(prompt), sampling, rules, options, adapter)
+        job = Job(next(self._sequence_ids), tuple(prompt), sampling, rules, options, adapter, self.grammar)
         self._admit(job, computed_count=0)
         return job
 
@@ -219,6 +220,6 @@ class PlanDriver:
             logprobs=job.logprob_options,
             adapter=job.adapter,
             pooling=job.pooling,
-            grammar=self.grammar,
+            grammar=job.grammar,
             may_draft=self.may_draft and job.pooling is None,
         )

@@ -251,7 +251,7 @@ class Kernels(Protocol):
             top_k: [row] int64; 0 keeps all.
             top_p: [row] float32, in (0, 1].
             seeds: [row] int64, the bits of the unsigned seed.
-            positions: [row] int64, >= 0, of the drawn token in its sequence.
+            positions: [row] int64, >= 0, of the drawn token in its sequence; or with `philox.SECOND_NUMBER` in it.
 
         Returns:
             [row] int64.

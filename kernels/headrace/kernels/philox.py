@@ -9,6 +9,9 @@ repeated.
 
 import torch
 
+SECOND_NUMBER = 1 << 62
+"""A bit that no position has. Set, it makes the counter of another number of that position, should one be needed."""
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

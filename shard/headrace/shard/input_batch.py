@@ -317,7 +317,12 @@ class InputBatch:
         place = self.columns.take(sequence)
         if self._adapters is not None and sequence.adapter:
             self._adapters.fill(place, sequence.adapter)
-        self.grammars.fill(place, sequence.grammar, sequence.token_ids[sequence.prompt_token_count :])
+        self.grammars.fill(
+            place,
+            sequence.grammar,
+            sequence.token_ids[sequence.prompt_token_count :],
+            may_draw_freely=not sequence.sampling.truncates,
+        )
         self._place_of[sequence.sequence_id] = place
         self._places = np.append(self._places, place)
 

@@ -9,6 +9,7 @@ The order, each step on what the one before it left:
 5. bars: what the grammar does not allow, endings before the minimum length, and what would complete a banned text
 6. for rows that do not decode greedily, at their temperature: typical-p, then min-p
 
+Rows that draw freely meet their grammar after the draw, in free_draws.py.
 Top-k and top-p follow, where the token is drawn. docs/sampling.md has the definitions.
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from headrace.kernels.dispatch import Kernels
 from headrace.kernels.green_list import green_mask
 from headrace.kernels.logits_filters import is_at_least, is_typical, row_slices
+from headrace.shard.grammar_rows import GrammarMasks
 from headrace.shard.input_batch import InputBatch
 from headrace.shard.processor_columns import ProcessorColumns
 
@@ -34,26 +36,36 @@ _LARGEST = 1e30
 class LogitsProcessor:
     """Applies the options in a batch's columns to the logits of one step."""
 
-    def __init__(self, kernels: Kernels, batch: InputBatch, places: Ints) -> None:
-        """Takes the places of the rows that sample, in the order of the logits."""
+    def __init__(self, kernels: Kernels, batch: InputBatch, places: Ints, likeliest: Ints) -> None:
+        """Takes the places of the rows that sample, in the order of the logits, and the likeliest token of each."""
         self._kernels = kernels
         self._columns: ProcessorColumns = batch.columns.processors
         self._temperatures = batch.columns.temperatures[places]
         self._places = places
         self._batch = batch
         self._rows: Ints = self._columns.is_used[places].nonzero()[0]
+        self._likeliest = likeliest
         self._masks = batch.grammars.masks()
-        self._barred_rows, self._barred_token_ids = self._bars()
+        self._free_rows = batch.grammars.free_rows()
+        self._early_rows, self._endings = self._early_endings()
+        self._banned_rows, self._banned_token_ids = self._columns.barred_tokens(places)
+        self._ending_logits = torch.empty(0)
+        self._hopeless_rows = self._free_rows[:0]
 
     @property
     def changes_logits(self) -> bool:
         """Whether any row asks for something."""
-        return len(self._rows) > 0 or len(self._barred_rows) > 0 or self._masks is not None
+        return len(self._rows) > 0 or len(self._early_rows) > 0 or self._masks is not None
 
     @property
     def computes(self) -> bool:
         """Whether any logit is changed to another number, not just taken out of the draw."""
         return len(self._rows) > 0
+
+    @property
+    def hopeless_rows(self) -> Ints:
+        """Rows that draw freely, from which everything was barred: whatever they draw is to be refused."""
+        return self._hopeless_rows
 
     @property
     def failed_grammars(self) -> Mapping[int, str]:
@@ -79,33 +91,72 @@ class LogitsProcessor:
             self._filter(logits)
         return is_empty
 
+    def mask(self, logits: torch.Tensor, masks: GrammarMasks) -> NDArray[np.bool_]:
+        """Masks rows that draw freely, once they need it.
+
+        Args:
+            logits: [sampling, vocabulary] as `apply` left them; written.
+            masks: Of rows that draw freely.
+
+        Returns:
+            [mask] whether no token is left to draw. Such a row's logits are zeros.
+        """
+        hopeless = self._hopeless_rows[np.isin(self._hopeless_rows, masks.indices)]
+        if len(hopeless) > 0:
+            logits[self._index(hopeless), 0] = -torch.inf
+        at_end = np.isin(self._early_rows, masks.indices[~masks.may_go_on]).nonzero()[0]
+        if len(at_end) > 0:
+            # Their endings were barred before it was known that the grammar allows nothing else.
+            where = self._index(self._early_rows[at_end]), self._index(self._endings[at_end])
+            logits[where] = self._ending_logits[self._index(at_end)]
+        is_empty = self._keep_allowed(logits, masks)
+        if is_empty.any():
+            logits[self._index(masks.indices[is_empty])] = 0.0
+        return is_empty
+
+    def _keep_allowed(self, logits: torch.Tensor, masks: GrammarMasks) -> NDArray[np.bool_]:
+        """Applies masks, and returns [mask] whether that leaves no token."""
+        index, words = self._index(masks.indices), torch.from_numpy(masks.words)
+        peaks = self._kernels.keep_allowed(logits, index.to(logits.device), words.to(logits.device))
+        is_empty: NDArray[np.bool_] = (peaks == -torch.inf).cpu().numpy()
+        return is_empty
+
     def _bar(self, logits: torch.Tensor) -> NDArray[np.bool_]:
         """Takes every barred token out of the draw, and returns [sampling] whether that leaves none."""
         is_empty = np.zeros(len(self._places), dtype=np.bool_)
-        if len(self._barred_rows) > 0:
-            logits[self._index(self._barred_rows), self._index(self._barred_token_ids)] = -torch.inf
-        unmasked = self._barred_rows
+        if len(self._banned_rows) > 0:
+            logits[self._index(self._banned_rows), self._index(self._banned_token_ids)] = -torch.inf
+        if len(self._early_rows) > 0:
+            where = self._index(self._early_rows), self._index(self._endings)
+            self._ending_logits = logits[where]
+            logits[where] = -torch.inf
+        doubtful = self._rows_without_likeliest()
         if self._masks is not None:
-            index, words = self._index(self._masks.indices), torch.from_numpy(self._masks.words)
-            peaks = self._kernels.keep_allowed(logits, index.to(logits.device), words.to(logits.device))
-            is_empty[self._masks.indices] = (peaks == -torch.inf).cpu().numpy()
-            unmasked = unmasked[~np.isin(unmasked, self._masks.indices)]
-        if len(unmasked) > 0:
-            is_empty[unmasked] = (self._kernels.likeliest(logits).logits == -torch.inf).cpu().numpy()[unmasked]
+            is_empty[self._masks.indices] = self._keep_allowed(logits, self._masks)
+            doubtful = doubtful[~np.isin(doubtful, self._masks.indices)]
+        if len(doubtful) > 0:
+            is_empty[doubtful] = (logits[self._index(doubtful)].amax(dim=1) == -torch.inf).cpu().numpy()
         if is_empty.any():
+            self._hopeless_rows = self._free_rows[is_empty[self._free_rows]]
+            logits[self._index(self._hopeless_rows), 0] = 0.0
+            is_empty[self._hopeless_rows] = False
             logits[torch.from_numpy(is_empty)] = 0.0
         return is_empty
 
-    def _bars(self) -> tuple[Ints, Ints]:
+    def _rows_without_likeliest(self) -> Ints:
+        """Returns the rows whose likeliest token was barred, ascending. Any other has this one left."""
+        rows = np.concatenate((self._early_rows, self._banned_rows))
+        token_ids = np.concatenate((self._endings, self._banned_token_ids))
+        without: Ints = np.unique(rows[self._likeliest[rows] == token_ids])
+        return without
+
+    def _early_endings(self) -> tuple[Ints, Ints]:
         early, endings = self._batch.barred_endings(self._places)
         if self._masks is not None and len(early) > 0:
             # Where a grammar allows nothing but the end, no minimum length can make the completion longer.
             kept = ~np.isin(early, self._masks.indices[~self._masks.may_go_on])
             early, endings = early[kept], endings[kept]
-        if len(self._rows) == 0:
-            return early, endings
-        rows, token_ids = self._columns.barred_tokens(self._places)
-        return np.concatenate((early, rows)), np.concatenate((endings, token_ids))
+        return early, endings
 
     def _add_biases(self, logits: torch.Tensor) -> None:
         columns, places = self._columns, self._places[self._rows]

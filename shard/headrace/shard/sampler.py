@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, NO_TOKEN_LEFT, RowError, RowLogprobs
 from headrace.kernels.dispatch import Kernels
+from headrace.shard.free_draws import FreeDraws
 from headrace.shard.input_batch import InputBatch, StepRows
 from headrace.shard.logits_processor import LogitsProcessor
 from headrace.shard.logprob_reporter import DrawnTokens, LogprobReporter
+from headrace.shard.seeded_draw import draw_rows
 
 _ERRORS = {
     "LOGITS_NOT_FINITE": "the model computed a logit that is not a finite number",
@@ -56,22 +58,25 @@ class Sampler:
             # The row is over; zeros only keep the others' arithmetic clean.
             logits[torch.from_numpy(broken)] = 0.0
         errors: dict[int, tuple[str, str]] = {}
-        processor = LogitsProcessor(self._kernels, batch, places)
+        processor = LogitsProcessor(self._kernels, batch, places, likeliest.token_ids.cpu().numpy())
+        free = FreeDraws(self._kernels, batch, places, processor)
         processed = logits
-        if processor.changes_logits:
+        if processor.changes_logits or free.changes_logits:
             # Whoever wants the model's own distribution reported needs it as it was.
             dtype = torch.float32 if processor.computes else logits.dtype
             processed = logits.to(dtype, copy=bool(batch.columns.reports_logprobs[places].any()))
             for index in processor.apply(processed).nonzero()[0].tolist():
                 errors[index] = (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT])
-            for index, detail in processor.failed_grammars.items():
-                errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
-        for index in broken.tolist():
-            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
         if not processor.changes_logits and np.count_nonzero(batch.columns.temperatures[places]) == 0:
             token_ids = likeliest.token_ids
         else:
-            token_ids = self._sample(processed, batch, places)
+            token_ids = draw_rows(self._kernels, processed, batch.columns, places)
+        for index in free.settle(processed, token_ids).tolist():
+            errors[index] = (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT])
+        for index, detail in (*processor.failed_grammars.items(), *free.failed_grammars.items()):
+            errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
+        for index in broken.tolist():
+            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
         failed, is_good = np.zeros(len(step.rows), dtype=np.bool_), np.ones(len(rows), dtype=np.bool_)
         if errors:
             is_good[list(errors)] = False
@@ -82,20 +87,4 @@ class Sampler:
             failed=failed,
             errors=tuple(RowError(int(rows[index]), *error) for index, error in sorted(errors.items())),
             logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, is_good),
-        )
-
-    def _sample(self, logits: torch.Tensor, batch: InputBatch, places: NDArray[np.int64]) -> torch.Tensor:
-        columns = batch.columns
-
-        def column(values: NDArray[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(values[places]).to(logits.device)
-
-        return self._kernels.sample(
-            logits,
-            temperature=column(columns.temperatures),
-            top_k=column(columns.top_ks),
-            top_p=column(columns.top_ps),
-            seeds=column(columns.seeds),
-            # The drawn token's index is the number of tokens before it.
-            positions=column(columns.token_counts),
         )

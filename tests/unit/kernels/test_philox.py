@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headrace.kernels.philox import philox4x32, uniform
+from headrace.kernels.philox import SECOND_NUMBER, philox4x32, uniform
 
 # From the known-answer file that the authors publish with Random123.
 KNOWN_ANSWERS = [
@@ -48,13 +48,23 @@ def test_a_number_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("number", [0, SECOND_NUMBER])
 @pytest.mark.parametrize("varies", ["seed", "position"])
-def test_numbers_are_even_and_independent(varies: str) -> None:
+def test_numbers_are_even_and_independent(varies: str, number: int) -> None:
     count = 200_000
     steps, fixed = torch.arange(count), torch.full((count,), 12345)
-    numbers = uniform(steps, fixed) if varies == "seed" else uniform(fixed, steps)
+    numbers = uniform(steps, fixed | number) if varies == "seed" else uniform(fixed, steps | number)
     histogram = torch.histc(numbers, bins=100, min=0.0, max=1.0)
     chi_square = ((histogram - count / 100).square() / (count / 100)).sum().item()
     assert chi_square < 170  # 99 degrees of freedom: one in a hundred thousand is above
     neighbours = torch.corrcoef(torch.stack((numbers[:-1], numbers[1:])))[0, 1].item()
     assert abs(neighbours) < 0.01
+
+
+def test_the_two_numbers_of_a_position_have_nothing_to_do_with_each_other() -> None:
+    """They fall evenly into the squares of ten by ten."""
+    count = 200_000
+    seeds, positions = torch.full((count,), 9), torch.arange(count)
+    squares = (uniform(seeds, positions) * 10).floor() * 10 + (uniform(seeds, positions | SECOND_NUMBER) * 10).floor()
+    histogram = torch.histc(squares, bins=100, min=0.0, max=100.0)
+    assert ((histogram - count / 100).square() / (count / 100)).sum().item() < 170

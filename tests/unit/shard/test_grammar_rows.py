@@ -120,3 +120,70 @@ def test_a_token_that_is_not_allowed_fails_the_row(rows: GrammarRows) -> None:
 def test_a_vocabulary_without_an_end_is_refused() -> None:
     with pytest.raises(ValueError, match="ends a completion"):
         GrammarRows(8).load(Vocabulary(token_bytes=(b"a",), special_token_ids=(), end_of_sequence_token_ids=(9,)))
+
+
+def free_of(rows: GrammarRows, *places: int) -> list[int]:
+    rows.begin(np.array(places))
+    return rows.free_rows().tolist()
+
+
+def allows(rows: GrammarRows, index: int, token_id: int) -> bool:
+    is_allowed, failures = rows.allow(np.array([index]), np.array([token_id]))
+    assert is_allowed[0] or not failures
+    return bool(is_allowed[0])
+
+
+def test_a_token_is_allowed_where_its_bit_is_set(rows: GrammarRows) -> None:
+    """Each of them: letters, special and empty ones, and ids that no token has."""
+    numbers = random.Random(5)
+    for grammar in (regex(r"(ab){1,9}-[0-9]{2}(ba|c)*"), 'start: w+ "."\nw: A B | B\nA: /a+/\nB: /b/'):
+        for _ in range(5):
+            rows.fill(0, grammar, (), may_draw_freely=True)
+            drawn = -1
+            while drawn != END:
+                assert free_of(rows, 0) == [0]
+                assert rows.masks() is None
+                allowed = {token_id for token_id in range(SIZE) if allows(rows, 0, token_id)}
+                assert token_ids_of(rows.make_masks(np.array([0])).words[0]) == allowed
+                drawn = numbers.choice(sorted(allowed))
+                push(rows, 0, drawn)
+
+
+def test_masks_of_many_rows_come_in_their_order(rows: GrammarRows) -> None:
+    letters = "abcdefg"
+    for place, letter in enumerate(letters):
+        rows.fill(place, regex(letter), (), may_draw_freely=True)
+    assert free_of(rows, *range(7)) == list(range(7))
+    asked = np.array([0, 2, 3, 5, 6])
+    masks = rows.make_masks(asked)
+    assert masks.indices.tolist() == asked.tolist()
+    assert [token_ids_of(words) for words in masks.words] == [{ord(letters[index])} for index in asked]
+
+
+def test_json_and_rows_that_may_not_draw_freely_wait_for_their_masks(rows: GrammarRows) -> None:
+    rows.fill(0, LLMatcher.grammar_from_json_schema({"type": "integer"}), (), may_draw_freely=True)
+    rows.fill(1, regex("a"), (), may_draw_freely=True)
+    rows.fill(2, regex("b"), ())
+    assert free_of(rows, 0, 1, 2) == [1]
+    masks = rows.masks()
+    assert masks is not None
+    assert masks.indices.tolist() == [0, 2]
+
+
+def test_too_much_work_for_a_token_fails_one_row_alone() -> None:
+    slowness = [0.0]
+    times = itertools.count()
+    rows = GrammarRows(SIZE, clock=lambda: next(times) * slowness[0])
+    rows.load(VOCABULARY)
+    for place in (0, 1):
+        rows.fill(place, regex("a+"), (), may_draw_freely=True)
+    assert free_of(rows, 0, 1) == [0, 1]
+    assert not allows(rows, 0, ord("b"))
+    assert rows.make_masks(np.array([0, 1])).failures == {}
+    slowness[0] = 2 * TOKEN_TIME_LIMIT_S
+    assert allows(rows, 0, ord("b")), "it is over, and what was drawn does not matter"
+    slowness[0] = 0.0
+    _, failures = rows.allow(np.array([0, 1]), np.array([ord("b")] * 2))
+    assert list(failures) == [0]
+    assert "more than" in failures[0]
+    assert not allows(rows, 1, ord("b"))

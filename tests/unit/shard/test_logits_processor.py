@@ -64,7 +64,7 @@ def process(logits: torch.Tensor, *sequences: AdmittedSequence) -> torch.Tensor:
     chunks = tuple(len(sequence.token_ids) for sequence in sequences)
     plan = StepPlan(step_id=1, admitted=sequences, chunk_rows=tuple(range(len(sequences))), chunk_token_counts=chunks)
     result = logits.clone()
-    is_empty = LogitsProcessor(KERNELS, batch, batch.apply(plan).places).apply(result)
+    is_empty = LogitsProcessor(KERNELS, batch, batch.apply(plan).places, logits.argmax(dim=1).numpy()).apply(result)
     assert not is_empty.any()
     return result
 
@@ -218,7 +218,7 @@ def test_a_row_without_a_token_left_is_told() -> None:
         chunk_token_counts=(len(PROMPT),) * 2,
     )
     logits = random_logits(2)
-    is_empty = LogitsProcessor(KERNELS, batch, batch.apply(plan).places).apply(logits)
+    is_empty = LogitsProcessor(KERNELS, batch, batch.apply(plan).places, logits.argmax(dim=1).numpy()).apply(logits)
     assert is_empty.tolist() == [True, False]
     assert torch.equal(logits[1], random_logits(2)[1])
 
@@ -302,7 +302,7 @@ def test_a_row_never_depends_on_the_others_or_on_its_history(
         batch.columns.append_tokens(places, np.array([(token_id + row) % VOCABULARY for row in range(len(rows))]))
     logits = random_logits(len(rows))
     together = logits.clone()
-    LogitsProcessor(KERNELS, batch, places).apply(together)
+    LogitsProcessor(KERNELS, batch, places, logits.argmax(dim=1).numpy()).apply(together)
     for row, sequence in enumerate(sequences):
         grown = (*sequence.token_ids, *((token_id + row) % VOCABULARY for token_id in steps))
         least = sequence.stopping.min_new_token_count

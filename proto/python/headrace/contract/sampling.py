@@ -108,6 +108,12 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are dropped, by what the others come to."""
+        is_whole = self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0 and self.typical_p == 1.0
+        return not (self.is_greedy or is_whole)
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the tokens so far change the logits by their number."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0

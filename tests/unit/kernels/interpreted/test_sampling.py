@@ -5,6 +5,7 @@ import torch
 
 from headrace.kernels.gpu import sampling
 from headrace.kernels.gpu.triton_kernels import TritonKernels
+from headrace.kernels.philox import SECOND_NUMBER
 from headrace.kernels.reference import ReferenceKernels
 
 KERNELS = TritonKernels(is_interpreted=True)
@@ -35,9 +36,10 @@ def draw(kernels: TritonKernels | ReferenceKernels, logits: torch.Tensor, **give
         temperature=column("temperature", 1.0, torch.float32),
         top_k=column("top_k", 0, torch.int64),
         top_p=column("top_p", 1.0, torch.float32),
-        # Bits of unsigned seeds, the sign bit as well; positions past 32 bits.
+        # Bits of unsigned seeds, the sign bit as well; positions past 32 bits, and the second number of some.
         seeds=torch.randint(-(2**63), 2**63 - 1, (row_count,), generator=generator),
-        positions=torch.randint(0, 2**40, (row_count,), generator=generator),
+        positions=torch.randint(0, 2**40, (row_count,), generator=generator)
+        | torch.arange(row_count) % 2 * SECOND_NUMBER,
     )
 
 

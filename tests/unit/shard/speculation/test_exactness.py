@@ -9,6 +9,7 @@ import torch
 from guessing import Logits, Prophet, TableEngine, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 from plan_driver import Job, PlanDriver
 
 from headrace.contract.sampling import BannedText, LengthPenalty, LogprobOptions, SamplingParams, Watermark
@@ -26,6 +27,9 @@ BANNED = BannedText(
     state_count=1, token_ids=(5,), neutral_token_ids=(), start_token_ids=(7, 9), start_states=(0, 0),
     move_states=(), move_token_ids=(), move_next_states=(), end_states=(0, 0), end_token_ids=(8, 10),
 )  # fmt: skip
+
+JSON = LLMatcher.grammar_from_json_schema({"enum": [True, False, None]})
+"""Waits for its masks, while the expression beside it draws freely."""
 
 samplings = st.builds(
     SamplingParams,
@@ -68,22 +72,34 @@ def told(job: Job) -> tuple[object, ...]:
     asked=st.lists(st.tuples(samplings, reports, stops, st.integers(1, 20)), min_size=1, max_size=4),
     wrong_one_in=st.sampled_from([0, 2, 5]),
     actions=st.lists(st.sampled_from(["step", "step", "preempt"]), max_size=6),
+    grammars=st.lists(st.sampled_from(["", "start: /[a-m]{2,9}|[c-s]{3,}/", JSON]), min_size=4, max_size=4),
 )
 def test_every_request_gets_what_it_would_get_without_guesses(
-    asked: list[tuple[SamplingParams, LogprobOptions, dict[str, object], int]], wrong_one_in: int, actions: list[str]
+    asked: list[tuple[SamplingParams, LogprobOptions, dict[str, object], int]],
+    wrong_one_in: int,
+    actions: list[str],
+    grammars: list[str],
 ) -> None:
-    def submit(driver: PlanDriver) -> list[Job]:
-        return [
-            driver.submit((3 + row, 6, 7), count, sampling=sampling, logprobs=report, **rules)
-            for row, (sampling, report, rules, count) in enumerate(asked)
-        ]
+    def drive(prophet: Prophet | None) -> PlanDriver:
+        engine = TableEngine(LOGITS, vocabulary_size=SIZE, prophet=prophet)
+        engine.load_vocabulary(VOCABULARY)
+        return PlanDriver(engine, may_draft=prophet is not None)
 
-    plain = PlanDriver(TableEngine(LOGITS, vocabulary_size=SIZE))
-    expected = submit(plain)
-    plain.run()
+    def submit(driver: PlanDriver, row: int) -> Job:
+        sampling, report, rules, count = asked[row]
+        driver.grammar = grammars[row]
+        if driver.grammar:
+            rules = {**rules, "end_of_sequence_token_ids": (2,)}
+        return driver.submit((3 + row, 6, 7), count, sampling=sampling, logprobs=report, **rules)
+
+    expected = []
+    for row in range(len(asked)):
+        alone = drive(None)
+        expected.append(submit(alone, row))
+        alone.run()
     prophet = Prophet([job.tokens for job in expected], wrong_one_in=wrong_one_in, vocabulary_size=SIZE)
-    driver = PlanDriver(TableEngine(LOGITS, vocabulary_size=SIZE, prophet=prophet), may_draft=True)
-    jobs = submit(driver)
+    driver = drive(prophet)
+    jobs = [submit(driver, row) for row in range(len(asked))]
     for action in actions:
         if action == "preempt" and driver.rows and not driver.rows[0].is_over:
             driver.preempt(driver.rows[0])
