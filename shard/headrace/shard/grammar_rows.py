@@ -103,10 +103,9 @@ class _Hold:
 class GrammarRows:
     """The matchers of the rows, by place.
 
-    The helper thread touches them in the order of the calls, and the caller only
-    when it has waited for the helper, so that nothing is locked: compiling,
-    following drawn tokens and making masks all run beside the forward pass. The
-    library lets go of the interpreter lock.
+    Only the helper thread touches a matcher, in the order of the calls, so that
+    nothing is locked: compiling, following drawn tokens and making masks all
+    run beside the forward pass. The library lets go of the interpreter lock.
 
     NOTE: two threads must not even touch different rows at once. Matchers of one
     grammar share what is known of it, and the two waited for each other for ever.
@@ -123,8 +122,7 @@ class GrammarRows:
         """Those of the rows that sample in this step, by index."""
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         # Started now: a thread is bound to the processors of the one that starts it, and the engine's computes.
-        self._latest: Future[int] | Future[_Row] | Future[GrammarMasks] | Future[None] = self._helper.submit(int)
-        """What the helper was told last. Once this is done, so is all else."""
+        self._helper.submit(int)
         self._masks: Future[GrammarMasks] | None = None
 
     def load(self, vocabulary: Vocabulary) -> None:
@@ -157,7 +155,6 @@ class GrammarRows:
         assert self._compiler is not None, "an engine refuses grammars until it knows its vocabulary"
         ends = tuple(self._end_token_ids.tolist())
         row = self._helper.submit(_start, self._compiler.matcher, grammar, ends, tuple(generated), self._clock)
-        self._latest = row
         self._holds[place] = _Hold(row=row, draws_freely=may_draw_freely and not _is_of_json(grammar))
 
     def begin(self, places: Ints) -> None:
@@ -171,7 +168,7 @@ class GrammarRows:
         }
         masked = [(index, hold.row) for index, hold in self._sampling.items() if not hold.draws_freely]
         if masked:
-            self._latest = self._masks = self._helper.submit(self._make_masks, masked)
+            self._masks = self._helper.submit(self._make_masks, masked)
 
     def masks(self) -> GrammarMasks | None:
         """Waits for the masks that `begin` started; None if there are none."""
@@ -191,15 +188,11 @@ class GrammarRows:
         Returns:
             [row] whether it does, and why rows cannot go on, by index. Such a row allows any token.
         """
-        self._latest.result()
-        is_allowed = np.ones(len(indices), dtype=np.bool_)
-        failures: dict[int, str] = {}
-        for number, (index, token_id) in enumerate(zip(indices.tolist(), token_ids.tolist(), strict=True)):
-            row = self._sampling[index].row.result()
-            is_allowed[number] = row.allows(token_id)
-            if row.failure:
-                failures[index] = row.failure
-        return is_allowed, failures
+        asked = [
+            (index, self._sampling[index].row, token_id)
+            for index, token_id in zip(indices.tolist(), token_ids.tolist(), strict=True)
+        ]
+        return self._helper.submit(_ask, asked).result()
 
     def make_masks(self, indices: Ints) -> GrammarMasks:
         """Makes the masks of some rows now.
@@ -207,8 +200,8 @@ class GrammarRows:
         Args:
             indices: [row] into the places of `begin`, ascending.
         """
-        self._latest.result()
-        return self._make_masks([(index, self._sampling[index].row) for index in indices.tolist()])
+        found = [(index, self._sampling[index].row) for index in indices.tolist()]
+        return self._helper.submit(self._make_masks, found).result()
 
     def append_tokens(self, places: Ints, token_ids: Ints) -> None:
         """Takes one more drawn token at each place."""
@@ -220,7 +213,7 @@ class GrammarRows:
             if place in self._holds
         ]
         if drawn:
-            self._latest = self._helper.submit(_follow, drawn)
+            self._helper.submit(_follow, drawn)
 
     def _make_masks(self, found: list[tuple[int, Future[_Row]]]) -> GrammarMasks:
         words = np.full((len(found), -(-self._vocabulary_size // _BITS)), -1, dtype=np.int32)
@@ -266,6 +259,17 @@ def _start(
     for token_id in generated:
         row.follow(token_id)
     return row
+
+
+def _ask(asked: list[tuple[int, Future[_Row], int]]) -> tuple[Bools, dict[int, str]]:
+    is_allowed = np.ones(len(asked), dtype=np.bool_)
+    failures: dict[int, str] = {}
+    for number, (index, future, token_id) in enumerate(asked):
+        row = future.result()
+        is_allowed[number] = row.allows(token_id)
+        if row.failure:
+            failures[index] = row.failure
+    return is_allowed, failures
 
 
 def _follow(drawn: list[tuple[Future[_Row], int]]) -> None:
