@@ -144,20 +144,21 @@ inline void fetch_lines(const void* begin, int64_t byte_count) {
 template <typename T, typename W>
 class WidenedPanel {
  public:
-  // Takes on a panel of so many steps; `ahead` is the panel that is wanted after it, and `is_read_once` whether one
-  // product reads it. Returns where the product finds it.
-  PanelView<T> begin(const W* panel, const W* ahead, int64_t step_count, bool is_read_once) {
+  // Takes on a panel of so many steps, which so many rows are multiplied by; `ahead` is the panel that is wanted after
+  // it. Returns where the product finds it.
+  PanelView<T> begin(const W* panel, const W* ahead, int64_t step_count, int64_t row_count) {
+    const bool rows_pass_by = row_count > kRowsKept;
     if constexpr (std::is_same_v<T, W>) {
-      return {panel, -1, !is_read_once};
+      return {panel, -1, rows_pass_by};
     } else {
       panel_ = panel;
       ahead_ = ahead;
       step_count_ = step_count;
       next_step_ = 0;
-      step_mask_ = PanelProduct<T>::kReadsPanelOnce && is_read_once ? kKeptSteps - 1 : -1;
+      step_mask_ = PanelProduct<T>::kReadsPanelOnce && row_count <= kRowBlock ? kKeptSteps - 1 : -1;
       widened_ = room(std::max(step_count, kKeptSteps) * kPanelDepth * kPanelWidth);
       for (int64_t step = 0; step < kLead; ++step) advance();
-      return {widened_, step_mask_ * kPanelDepth + kPanelDepth - 1, !is_read_once};
+      return {widened_, step_mask_ * kPanelDepth + kPanelDepth - 1, rows_pass_by};
     }
   }
 
@@ -179,6 +180,9 @@ class WidenedPanel {
   }
 
  private:
+  // Rows that stay in the first-level cache from panel to panel, beside what passes by. Twice as many would fill it.
+  static constexpr int64_t kRowsKept = 16;
+
   // Steps between widening and use, so that what was stored has left the store buffer.
   static constexpr int64_t kLead = 2;
 
@@ -253,7 +257,7 @@ class LinearTasks {
         const int64_t next_panel = panel + 1 < panel_end ? panel + 1 : first_panel(std::min(next_task, count_ - 1));
         const W* ahead = panel_weights(next_panel);
         const PanelView<T> view =
-            widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth, pass_end - pass_begin <= kRowBlock);
+            widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth, pass_end - pass_begin);
         for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
           float* sums = outputs[current].begin(panel, row, std::min(kRowBlock, pass_end - row));
           multiply(row, std::min(kRowBlock, pass_end - row), view, row == pass_begin ? ahead : nullptr, product,

@@ -141,8 +141,8 @@ template <typename T>
 struct PanelView {
   const T* steps;
   int64_t depth_mask = -1;
-  // Whether more rows than one product takes are multiplied by it, one product after the other.
-  bool is_for_many = false;
+  // Whether the first-level cache is the panel's alone: the rows pass by.
+  bool rows_pass_by = false;
 };
 
 // Multiplies by panels on one thread. The tiles of AMX, where there are some, are this object's while it lives.
@@ -201,7 +201,7 @@ class PanelProduct<BFloat16> {
       row_count_ = row_count;
       column_count_ = 0;
     }
-    if (panel.is_for_many) {
+    if (panel.rows_pass_by) {
       multiply_rows<true>(rows, row_stride, row_count, panel, depth, ahead, product, product_stride, meanwhile);
     } else {
       multiply_rows<false>(rows, row_stride, row_count, panel, depth, ahead, product, product_stride, meanwhile);
