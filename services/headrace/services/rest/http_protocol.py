@@ -102,8 +102,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers a request that is none, unless it was answered."""
-        if not self.transport.is_closing():
+        """Answers a request that is none, unless it was answered, or the answer would come within that to another."""
+        if self.transport.is_closing():
+            return
+        if self._is_answering and (not self._count.is_in_body or self.pipeline or self.cycle.response_started):
+            self.transport.close()
+        else:
             super().send_400_response(msg)
 
     def _start_timer(self) -> None:

@@ -60,6 +60,18 @@ async def test_a_request_names_one_host(rest: Any, hosts: bytes, offer: bytes) -
     await rest.idle()
 
 
+FOLLOWERS = [b"nonsense\r\n\r\n", b"GET /ping HTTP/1.1\r\n\r\n", b"GET /ping HTTP/1.1\r\nhost: x\r\nx-a : b\r\n\r\n"]
+
+
+@pytest.mark.parametrize("follower", FOLLOWERS, ids=["nonsense", "no host", "wrong header"])
+async def test_what_follows_a_request_is_not_refused_in_its_answer(rest: Any, follower: bytes) -> None:
+    """The caller would take the refusal for the answer to the first, or for a part of it."""
+    answer = await rest.raw(with_headers(body=STREAM) + follower)
+    assert b"HTTP/1.1 400 " not in answer
+    assert answer.count(b"HTTP/1.1 ") <= 1
+    await rest.idle()
+
+
 async def test_an_old_caller_may_name_none(rest: Any) -> None:
     answer = await rest.raw(b"GET /ping HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 "), answer
