@@ -88,6 +88,8 @@ async def measure(client: AsyncClient, arguments: argparse.Namespace) -> None:
     """Prints a line for each case."""
     print("| constraint of every row | tokens/s without | with | ratio |\n|---|---|---|---|")
     for case in CASES:
+        if arguments.only not in case.name:
+            continue
         rates: dict[bool, list[float]] = {False: [], True: []}
         for number in range(arguments.rounds + 1):
             for is_held in (False, True) if number % 2 else (True, False):
@@ -108,6 +110,7 @@ async def measure(client: AsyncClient, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = create_parser(__doc__, token_count=48)
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--only", default="", help="measure the kinds whose name has this in it")
     asyncio.run(measure_on_server(measure, parser.parse_args()))
 
 
