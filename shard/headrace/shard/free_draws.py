@@ -36,14 +36,14 @@ class FreeDraws:
         self._batch = batch
         self._places = places
         self._processor = processor
-        self._rows = batch.grammars.free_rows()
+        self._rows = processor.free_rows
         self.failed_grammars: dict[int, str] = {}
         """Rows whose grammar could not be followed further, and why; known once they are settled."""
 
     @property
     def changes_logits(self) -> bool:
         """Whether `settle` may change logits that are to be reported."""
-        return bool(self._batch.columns.reports_logprobs[self._places[self._rows]].any())
+        return len(self._rows) > 0 and bool(self._batch.columns.reports_logprobs[self._places[self._rows]].any())
 
     def settle(self, logits: torch.Tensor, token_ids: torch.Tensor) -> Ints:
         """Draws again where the grammar refuses.

@@ -46,11 +46,12 @@ class LogitsProcessor:
         self._rows: Ints = self._columns.is_used[places].nonzero()[0]
         self._likeliest = likeliest
         self._masks = batch.grammars.masks()
-        self._free_rows = batch.grammars.free_rows()
+        self.free_rows: Ints = batch.grammars.free_rows()
+        """Rows that draw freely, ascending."""
         self._early_rows, self._endings = self._early_endings()
         self._banned_rows, self._banned_token_ids = self._columns.barred_tokens(places)
         self._ending_logits = torch.empty(0)
-        self._hopeless_rows = self._free_rows[:0]
+        self._hopeless_rows = self.free_rows[:0]
 
     @property
     def changes_logits(self) -> bool:
@@ -137,7 +138,7 @@ class LogitsProcessor:
         if len(doubtful) > 0:
             is_empty[doubtful] = (logits[self._index(doubtful)].amax(dim=1) == -torch.inf).cpu().numpy()
         if is_empty.any():
-            self._hopeless_rows = self._free_rows[is_empty[self._free_rows]]
+            self._hopeless_rows = self.free_rows[is_empty[self.free_rows]]
             logits[self._index(self._hopeless_rows), 0] = 0.0
             is_empty[self._hopeless_rows] = False
             logits[torch.from_numpy(is_empty)] = 0.0
