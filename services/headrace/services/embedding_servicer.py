@@ -4,9 +4,9 @@ import grpc.aio
 
 from headrace.contract.clock import Clock
 from headrace.router.embedding_pipeline import EmbeddingPipeline
+from headrace.services.call_frame import name_call
 from headrace.services.convert_embedding import embedding_request_from_proto, embeddings_to_proto
 from headrace.services.in_flight import current_call
-from headrace.services.interceptors import name_call
 from headrace.v1 import embedding_service_pb2 as pb
 from headrace.v1 import embedding_service_pb2_grpc
 

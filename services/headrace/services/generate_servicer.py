@@ -8,10 +8,10 @@ from headrace.contract.clock import Clock
 from headrace.contract.errors import InvalidRequest
 from headrace.contract.generation import GenerationEvent, GenerationRequest, GenerationStarted
 from headrace.router.pipeline import Pipeline
+from headrace.services.call_frame import name_call
 from headrace.services.convert_event import response_to_proto
 from headrace.services.convert_request import request_from_proto, tokenize_prompt_from_proto
 from headrace.services.in_flight import current_call
-from headrace.services.interceptors import name_call
 from headrace.services.stall_watch import StallWatch
 from headrace.services.stream_writer import StreamWriter, WriteRound
 from headrace.v1 import generate_service_pb2 as pb

@@ -19,6 +19,7 @@ from headrace.services.address import (
     clear_for_listening,
     explain_bind_failure,
 )
+from headrace.services.call_frame import CallFrames
 from headrace.services.channel_options import ServerLimits, server_options
 from headrace.services.exposure import check_listener
 from headrace.services.gatekeeper import Gatekeeper
@@ -72,12 +73,9 @@ class GrpcServer:
         self._is_stopped = False
         self._service_names: list[str] = []
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            interceptors=[
-                CallInterceptor(self.calls, self.call_meter, gatekeeper=gatekeeper, clock=clock, tracing=tracing)
-            ],
-            options=server_options(limits),
-        )
+        self.frames = CallFrames(self.calls, self.call_meter, gatekeeper=gatekeeper, clock=clock, tracing=tracing)
+        """What every call runs in."""
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(self.frames)], options=server_options(limits))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def add(self, service: ServiceDescriptor, register: Callable[[grpc.aio.Server], None]) -> None:

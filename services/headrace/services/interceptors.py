@@ -1,56 +1,22 @@
-"""What happens around every call: its id, its log line, the status of its errors, and the note that it is running."""
+"""Wraps every handler of a server in the frame that all calls have."""
 
-import asyncio
 import inspect
-import re
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 from grpc.aio import ServicerContext
 
-from headrace.contract.clock import Clock, MonotonicClock
-from headrace.contract.errors import HeadraceError
-from headrace.services.gatekeeper import Gatekeeper
-from headrace.services.in_flight import Call, InFlightCalls, current_call
-from headrace.services.log import Event, bind_request, logger
+from headrace.services.call_frame import CallFrames
 from headrace.services.request_decoding import decode_request
-from headrace.services.status import CallStatus, internal_status, status_of
-from headrace.services.telemetry.call_meter import CallMeter
-
-if TYPE_CHECKING:  # imports of OpenTelemetry, which is not installed everywhere
-    from headrace.services.telemetry.call_spans import CallSpan
-    from headrace.services.telemetry.spans import Tracing
-
-REQUEST_ID_KEY = "x-request-id"
-"""Metadata in which a client names its request."""
-
-REQUEST_ID = re.compile(r"[!-~]{1,128}")
-"""What may be the id of a request."""
-
-_OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
-
-_DEADLINE_SLACK_S = 0.05
-"""How long before a deadline an end by the caller counts as the deadline's. NOTE: the caller's clock ends a call, too,
-and first: what is left when a call is sent arrives later, and rounded up, so ours may have some milliseconds to go."""
-
-_BeginSpan = Callable[[str, Iterable[tuple[str, str | bytes]]], "CallSpan"]
 
 # The edge to grpc: requests and responses are whatever the method's messages are.
 _Context = ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behaviour = Callable[[Any, _Context], Any]
 _Decode = Callable[[Any], Any]
-
-
-def name_call(request_id: str) -> None:
-    """Makes the log and the errors of the call at hand carry the id of its request, if that is one."""
-    if REQUEST_ID.fullmatch(request_id):
-        current_call().rename(request_id)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -61,21 +27,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     INTERNAL with a fixed text.
     """
 
-    def __init__(
-        self,
-        calls: InFlightCalls,
-        meter: CallMeter,
-        *,
-        gatekeeper: Gatekeeper | None = None,
-        clock: Clock | None = None,
-        tracing: "Tracing | None" = None,
-    ) -> None:
-        """Takes who asks callers for keys; None asks nobody."""
-        self._calls = calls
-        self._meter = meter
-        self._gatekeeper = gatekeeper
-        self._trace = None if tracing is None else _span_maker(tracing)
-        self._clock = clock or MonotonicClock()
+    def __init__(self, frames: CallFrames) -> None:
+        self._frames = frames
 
     async def intercept_service(
         self,
@@ -110,26 +63,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return make(wrapped, deserialize, handler.response_serializer)
 
-    def _guard(self, method: str, context: _Context) -> "_Guard":
-        return _Guard(self._calls, self._meter, self._clock, trace=self._trace, method=method, context=context)
-
-    def _admit(self, call: Call, context: _Context) -> None:
-        """Lets a caller in, once for each call."""
-        if self._gatekeeper is not None:
-            call.caller = self._gatekeeper.admit(call.method, context.invocation_metadata() or ())
-
     def _wrap_unary(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def unary(request: object, context: _Context) -> object:
-            async with self._guard(method, context) as call:
-                self._admit(call, context)
+            async with self._frames.around(method, context) as call:
+                self._frames.admit(call, context)
                 return await behaviour(decode(request), context)
 
         return unary
 
     def _wrap_stream(self, method: str, behaviour: _Behaviour, decode: _Decode) -> _Behaviour:
         async def write_all(request: object, context: _Context) -> None:
-            async with self._guard(method, context) as call:
-                self._admit(call, context)
+            async with self._frames.around(method, context) as call:
+                self._frames.admit(call, context)
                 responses: AsyncIterator[object] = behaviour(decode(request), context)
                 # Closed here and now when the call is cancelled, not by the garbage collector.
                 async with aclosing(responses):  # type: ignore[type-var]  # a generator has aclose
@@ -138,133 +83,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         call.message_count += 1
 
         async def write_itself(request: object, context: _Context) -> None:
-            async with self._guard(method, context) as call:
-                self._admit(call, context)
+            async with self._frames.around(method, context) as call:
+                self._frames.admit(call, context)
                 await behaviour(decode(request), context)
 
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
 
 
-def _span_maker(tracing: "Tracing") -> "_BeginSpan":
-    from headrace.services.telemetry.call_spans import CallSpan  # noqa: PLC0415  # see above
-
-    return partial(CallSpan, tracing)
-
-
 def _unchanged(request: object) -> object:
     return request
-
-
-class _Guard:
-    """The frame around one handler."""
-
-    __slots__ = ("_call", "_calls", "_clock", "_code", "_context", "_meter", "_method", "_span", "_started_s", "_trace")
-
-    def __init__(
-        self,
-        calls: InFlightCalls,
-        meter: CallMeter,
-        clock: Clock,
-        *,
-        trace: "_BeginSpan | None",
-        method: str,
-        context: _Context,
-    ) -> None:
-        self._calls = calls
-        self._meter = meter
-        self._clock = clock
-        self._trace = trace
-        self._span: CallSpan | None = None
-        self._method = method
-        self._context = context
-        self._code = grpc.StatusCode.OK
-        self._started_s = clock.now()
-
-    async def __aenter__(self) -> Call:
-        task = asyncio.current_task()
-        assert task is not None
-        self._call = Call(
-            method=self._method,
-            request_id=_request_id(self._context),
-            is_observer=_OBSERVERS.match(self._method) is not None,
-            task=task,
-        )
-        bind_request(self._call.request_id)
-        if self._trace is not None and not self._call.is_observer:
-            self._span = self._trace(self._method, self._context.invocation_metadata() or ())
-            self._call.trace_parent = self._span.trace_parent
-        self._calls.enter(self._call)
-        return self._call
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is not None:
-                await self._end_with(error)
-        finally:
-            # Last, so that whoever waits for idle calls finds the status sent.
-            self._note_end()
-            self._calls.leave(self._call)
-
-    async def _end_with(self, error: BaseException) -> None:
-        """Sends the status of an error, or lets it pass where gRPC itself knows what to do."""
-        match error:
-            case asyncio.CancelledError() if self._call.ended_by is not None:
-                self._call.task.uncancel()
-                self._calls.disown(self._call)
-                await self._abort_for(self._call.ended_by)
-            case asyncio.CancelledError():
-                remaining_s: float | None = self._context.time_remaining()
-                is_expired = remaining_s is not None and remaining_s <= _DEADLINE_SLACK_S
-                self._code = grpc.StatusCode.DEADLINE_EXCEEDED if is_expired else grpc.StatusCode.CANCELLED
-            case HeadraceError():
-                await self._abort_for(error)
-            case grpc.aio.UsageError():
-                await self._abort_for_bug(error)
-            case grpc.aio.AbortError():
-                # A library's servicer, such as the one for health, has answered by itself.
-                self._code = self._context.code()
-            case grpc.aio.BaseError():
-                # The caller is gone, or the status was sent: there is nobody to tell.
-                self._code = grpc.StatusCode.CANCELLED
-            case Exception():
-                await self._abort_for_bug(error)
-            case _:
-                self._code = grpc.StatusCode.UNKNOWN
-
-    async def _abort_for(self, error: HeadraceError) -> None:
-        status = status_of(error, request_id=self._call.request_id, messages_sent=self._call.message_count > 0)
-        if status.code is grpc.StatusCode.INTERNAL:
-            logger().error(Event.CALL_CRASHED, method=self._method, reason=error.reason, exc_info=error)
-        await self._abort(status)
-
-    async def _abort_for_bug(self, error: Exception) -> None:
-        logger().error(Event.CALL_CRASHED, method=self._method, exc_info=error)
-        await self._abort(internal_status(request_id=self._call.request_id))
-
-    async def _abort(self, status: CallStatus) -> None:
-        self._code = status.code
-        await self._context.abort(status.code, status.message, status.trailers)
-
-    def _note_end(self) -> None:
-        duration_s = self._clock.now() - self._started_s
-        if self._span is not None:
-            self._span.end(self._code, self._call.request_id)
-        self._meter.note_end(self._method, self._code.name, duration_s, is_observer=self._call.is_observer)
-        write = logger().debug if self._call.is_observer else logger().info
-        write(
-            Event.CALL_ENDED,
-            method=self._method,
-            code=self._code.name,
-            duration_s=round(duration_s, 6),
-            message_count=self._call.message_count,
-        )
-
-
-def _request_id(context: _Context) -> str:
-    """Returns the id that the client chose, if it is one, else a new one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and REQUEST_ID.fullmatch(value):
-            return value
-    return uuid.uuid4().hex

@@ -8,6 +8,7 @@ import grpc
 import pytest
 import structlog
 
+from headrace.services.call_frame import CallFrames
 from headrace.services.in_flight import InFlightCalls
 from headrace.services.interceptors import CallInterceptor
 from headrace.services.telemetry.call_meter import CallMeter
@@ -54,7 +55,7 @@ async def test_a_caller_who_ends_a_call_just_before_its_deadline_had_that_deadli
     async def handler_of(details: grpc.HandlerCallDetails) -> Any:
         return grpc.unary_unary_rpc_method_handler(cast("Any", cancelled))
 
-    handler = await CallInterceptor(InFlightCalls(), CallMeter()).intercept_service(handler_of, Details())
+    handler = await CallInterceptor(CallFrames(InFlightCalls(), CallMeter())).intercept_service(handler_of, Details())
     with pytest.raises(asyncio.CancelledError):
         await cast("Any", handler).unary_unary(b"", Context(remaining_s))
     assert [line["code"] for line in log if line["event"] == "call_ended"] == [code]
