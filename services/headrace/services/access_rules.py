@@ -15,6 +15,8 @@ _EITHER = frozenset(Role)
 ACCEPTED_ROLES: Mapping[str, frozenset[Role]] = {
     "/headrace.v1.GenerateService/Generate": _USE,
     "/headrace.v1.GenerateService/GenerateStream": _USE,
+    # Each of its generations shows a key of its own.
+    "/headrace.v1.GenerateService/GenerateMultiplexed": OPEN,
     "/headrace.v1.GenerateService/Tokenize": _USE,
     "/headrace.v1.GenerateService/Detokenize": _USE,
     "/headrace.v1.EmbeddingService/Embed": _USE,

@@ -28,7 +28,11 @@ REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 """What may be the id of a request."""
 
-_OBSERVERS = re.compile(r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$")
+_OBSERVERS = re.compile(
+    r"/grpc\.health\.|/grpc\.reflection\.|/headrace\.v1\.RouterService/WatchLoad$|.*/Describe$"
+    # Its generations are calls themselves, and it may stay open when none is left.
+    r"|/headrace\.v1\.GenerateService/GenerateMultiplexed$"
+)
 
 _DEADLINE_SLACK_S = 0.05
 """How long before a deadline an end by the caller counts as the deadline's. NOTE: the caller's clock ends a call, too,

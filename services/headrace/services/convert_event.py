@@ -33,13 +33,20 @@ _FINISH_REASONS = {
 
 def event_to_proto(event: GenerationEvent) -> pb.GenerateStreamResponse:
     """Returns the stream message of an event."""
+    response = pb.GenerateStreamResponse()
+    fill_response(response, event)
+    return response
+
+
+def fill_response(response: pb.GenerateStreamResponse, event: GenerationEvent) -> None:
+    """Makes an empty stream message that of an event. In place: to copy one into a larger message takes as long."""
     match event:
         case GenerationDelta():
-            return _delta_to_proto(event)
+            _fill_delta(response.delta, event)
         case GenerationStarted():
-            return pb.GenerateStreamResponse(started=_started_to_proto(event))
+            response.started.CopyFrom(_started_to_proto(event))
         case GenerationFinished():
-            return pb.GenerateStreamResponse(finished=_finished_to_proto(event))
+            response.finished.CopyFrom(_finished_to_proto(event))
 
 
 def response_to_proto(events: Sequence[GenerationEvent]) -> pb.GenerateResponse:
@@ -121,10 +128,8 @@ def _started_to_proto(event: GenerationStarted) -> pb.GenerationStarted:
     )
 
 
-def _delta_to_proto(event: GenerationDelta) -> pb.GenerateStreamResponse:
-    """Returns the message of a delta. Written for every token: only what is there is set, which takes a third."""
-    response = pb.GenerateStreamResponse()
-    delta = response.delta
+def _fill_delta(delta: pb.GenerationDelta, event: GenerationDelta) -> None:
+    """Written for every token: only what is there is set, which takes a third."""
     if not event.text:
         # An empty field looks like one that was never set, and an empty delta must still be one.
         delta.SetInParent()
@@ -139,7 +144,6 @@ def _delta_to_proto(event: GenerationDelta) -> pb.GenerateStreamResponse:
         delta.reasoning = event.reasoning
     for piece in event.tool_calls:
         delta.tool_calls.add(index=piece.index, id=piece.id, name=piece.name, arguments_json=piece.arguments_json)
-    return response
 
 
 def _finished_to_proto(event: GenerationFinished) -> pb.GenerationFinished:

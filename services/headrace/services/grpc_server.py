@@ -67,6 +67,8 @@ class GrpcServer:
         """The calls being answered."""
         self.call_meter = CallMeter()
         """Those that were. For reading."""
+        self.departure = asyncio.Event()
+        """Set when it begins to go away."""
         self._allows_remote_plaintext = allows_remote_plaintext
         self._tls = tls
         self._has_reflection = has_reflection
@@ -115,6 +117,7 @@ class GrpcServer:
         """
         logger().info(Event.DRAIN_STARTED, in_flight_count=self.calls.count)
         await self._health.enter_graceful_shutdown()
+        self.departure.set()
         await _first_of(hurry.wait(), timeout_s=times.propagation_s)
         refuse()
         logger().info(Event.NEW_CALLS_REFUSED, in_flight_count=self.calls.count)

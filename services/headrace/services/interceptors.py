@@ -1,7 +1,7 @@
 """Wraps every handler of a server in the frame that all calls have."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeAlias, cast
@@ -42,9 +42,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         deserialize = handler.request_deserializer
         decode: _Decode = _unchanged
-        if deserialize is not None and not handler.request_streaming:
+        if deserialize is not None:
             # Inside the frame, so that bytes that are no message get a status like every other mistake.
             decode, deserialize = partial(decode_request, deserialize=deserialize, method=method), None
+            if handler.request_streaming:
+                decode = partial(_decoded, decode=decode)
         if handler.response_streaming:
             behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
             wrapped = self._wrap_stream(method, cast("_Behaviour", behaviour), decode)
@@ -88,6 +90,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await behaviour(decode(request), context)
 
         return write_all if inspect.isasyncgenfunction(behaviour) else write_itself
+
+
+async def _decoded(requests: AsyncIterable[Any], decode: _Decode) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield decode(request)
 
 
 def _unchanged(request: object) -> object:

@@ -175,7 +175,13 @@ class RouterApp:
             await self.replicas.wait_changed(version)
 
     def _add_services(self) -> None:
-        generate = GenerateServicer(self.pipeline, self._stall_watch, self._clock)
+        generate = GenerateServicer(
+            self.pipeline,
+            self._stall_watch,
+            self._clock,
+            frames=self.server.frames,
+            departure=self.server.departure,
+        )
         embedding = EmbeddingServicer(self._embeddings, self._clock)
         router = RouterServicer(
             self.pipeline,

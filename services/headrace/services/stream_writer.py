@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from typing import Protocol
 
 from headrace.contract.clock import Clock
-from headrace.contract.generation import GenerationFinished
+from headrace.contract.generation import GenerationEvent, GenerationFinished
 from headrace.router.output_stream import OutputStream
 from headrace.services.begun_write import BegunWrite
 from headrace.services.convert_event import event_to_proto
@@ -13,6 +14,58 @@ from headrace.v1 import generate_service_pb2 as pb
 
 Write = Callable[[pb.GenerateStreamResponse], Coroutine[asyncio.Future[None], None, None]]
 """`ServicerContext.write` of a call."""
+
+
+class BegunWriting(Protocol):
+    """A message that is being written; see `BegunWrite`, which is one."""
+
+    def is_done(self) -> bool:
+        """Goes on as far as possible; returns whether that was to the end. Raises what the write raises."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether what it waits for has not happened. Changes nothing."""
+        ...
+
+    def when_ready(self, notify: Callable[[], None]) -> None:
+        """Calls `notify` once, from the event loop, when `is_done` can go on."""
+        ...
+
+    def close(self) -> None:
+        """Gives it up. Safe to repeat and when it is done."""
+        ...
+
+
+class MessageSink(Protocol):
+    """Where the messages of one generation go: a call of its own, or one that several share."""
+
+    def prepare(self, event: GenerationEvent) -> None:
+        """Makes the next message."""
+        ...
+
+    def begin(self) -> BegunWriting:
+        """Begins to write what was prepared."""
+        ...
+
+
+class CallSink:
+    """Writes to a call of its own."""
+
+    __slots__ = ("_message", "_write")
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._message: pb.GenerateStreamResponse | None = None
+
+    def prepare(self, event: GenerationEvent) -> None:
+        """Makes the next message."""
+        self._message = event_to_proto(event)
+
+    def begin(self) -> BegunWrite:
+        """Begins to write it."""
+        assert self._message is not None, "it was prepared"
+        return BegunWrite(self._write(self._message))
 
 
 class WriteRound:
@@ -48,24 +101,23 @@ class StreamWriter:
         "_clock",
         "_ended",
         "_is_last",
-        "_message",
         "_round",
+        "_sink",
         "_stream",
         "_write",
-        "_write_message",
         "_writing_since_s",
         "call",
     )
 
-    def __init__(self, stream: OutputStream, write: Write, call: Call, write_round: WriteRound, clock: Clock) -> None:
+    def __init__(
+        self, stream: OutputStream, sink: MessageSink, call: Call, write_round: WriteRound, clock: Clock
+    ) -> None:
         self.call = call
         self._stream = stream
-        self._write_message = write
+        self._sink = sink
         self._round = write_round
         self._clock = clock
-        self._message: pb.GenerateStreamResponse | None = None
-        """What `prepare` made and `begin` will write."""
-        self._write: BegunWrite | None = None
+        self._write: BegunWriting | None = None
         self._writing_since_s = 0.0
         self._is_last = False
         """Whether the last event of the stream is being written, or was."""
@@ -109,7 +161,7 @@ class StreamWriter:
                 self._stream.when_filled(self._ask_to_go_on)
                 return False
             self._is_last = isinstance(event, GenerationFinished)
-            self._message = event_to_proto(event)
+            self._sink.prepare(event)
         except Exception as error:  # noqa: BLE001  # it is this call's, raised where its handler waits
             self._ended.set_exception(error)
             return False
@@ -117,10 +169,9 @@ class StreamWriter:
 
     def begin(self) -> None:
         """Begins to write the message that was prepared."""
-        assert self._message is not None, "prepare said so"
         self._writing_since_s = self._clock.now()
         try:
-            self._write = BegunWrite(self._write_message(self._message))
+            self._write = self._sink.begin()
         except Exception as error:  # noqa: BLE001  # as above
             self._ended.set_exception(error)
             return
@@ -129,7 +180,7 @@ class StreamWriter:
         else:
             self._ask_to_go_on()
 
-    def _wait(self, write: BegunWrite) -> None:
+    def _wait(self, write: BegunWriting) -> None:
         """Arranges for being called again when the next message can be written."""
         if self._is_last or self._stream.has_event:
             write.when_ready(self._ask_to_go_on)

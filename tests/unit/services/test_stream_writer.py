@@ -12,7 +12,7 @@ from headrace.contract.generation import GenerationFinished, GenerationStarted, 
 from headrace.router.output_stream import OutputStream
 from headrace.services.in_flight import Call
 from headrace.services.stall_watch import StallWatch
-from headrace.services.stream_writer import StreamWriter, WriteRound
+from headrace.services.stream_writer import CallSink, StreamWriter, WriteRound
 from headrace.v1 import generate_service_pb2 as pb
 
 STARTED = GenerationStarted(
@@ -36,7 +36,7 @@ class FakeCall:
         task = asyncio.current_task()
         assert task is not None
         self.call = Call(method="/m", request_id="r", is_observer=False, task=task)
-        self.writer = StreamWriter(self.stream, self.write, self.call, write_round, MonotonicClock())
+        self.writer = StreamWriter(self.stream, CallSink(self.write), self.call, write_round, MonotonicClock())
         self.stream.put_started(STARTED)
 
     async def write(self, message: pb.GenerateStreamResponse) -> None:
@@ -163,7 +163,7 @@ async def test_a_writer_is_stalled_only_while_its_message_is_not_taken() -> None
     clock = Clock()
     call = FakeCall(WriteRound(), is_quick=False)
     watch = StallWatch(1.0, clock)
-    call.writer = StreamWriter(call.stream, call.write, call.call, WriteRound(), clock)
+    call.writer = StreamWriter(call.stream, CallSink(call.write), call.call, WriteRound(), clock)
     with watch.watch(call.writer), call.running() as task:
         await turns()
         call.writes[0].set_result(None)

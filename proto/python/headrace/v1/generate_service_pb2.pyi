@@ -628,6 +628,192 @@ class GenerationStarted(google.protobuf.message.Message):
 Global___GenerationStarted: typing_extensions.TypeAlias = GenerationStarted
 
 @typing.final
+class GenerateMultiplexedRequest(google.protobuf.message.Message):
+    """One command about one generation of the call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    CANCEL_FIELD_NUMBER: builtins.int
+    stream_id: builtins.int
+    """Which generation. Chosen by the client: from 1, and for each that it opens
+    above all before on the same call.
+    """
+    @property
+    def open(self) -> Global___GenerationOpening:
+        """Begins it."""
+
+    @property
+    def cancel(self) -> Global___GenerationCancellation:
+        """Ends it. Nothing more comes of it, and its KV blocks are freed within one
+        step. Without effect on one that has ended.
+        """
+
+    def __init__(
+        self,
+        *,
+        stream_id: builtins.int = ...,
+        open: Global___GenerationOpening | None = ...,
+        cancel: Global___GenerationCancellation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "command", b"command", "open", b"open"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "command", b"command", "open", b"open", "stream_id", b"stream_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["command", b"command"]) -> typing.Literal["open", "cancel"] | None: ...
+
+Global___GenerateMultiplexedRequest: typing_extensions.TypeAlias = GenerateMultiplexedRequest
+
+@typing.final
+class GenerationOpening(google.protobuf.message.Message):
+    """What begins a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class MetadataEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
+    @property
+    def request(self) -> Global___GenerateRequest:
+        """As GenerateStream takes it."""
+
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """Its deadline, from its arrival. Must be positive; unset waits for ever."""
+
+    @property
+    def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What would be the metadata of a call of its own: `authorization`,
+        `x-request-id`, `traceparent`. At most 16 KiB. Those of the call itself
+        are not looked at.
+        """
+
+    def __init__(
+        self,
+        *,
+        request: Global___GenerateRequest | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        metadata: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["metadata", b"metadata", "request", b"request", "timeout", b"timeout"]) -> None: ...
+
+Global___GenerationOpening: typing_extensions.TypeAlias = GenerationOpening
+
+@typing.final
+class GenerationCancellation(google.protobuf.message.Message):
+    """Says nothing more than that."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GenerationCancellation: typing_extensions.TypeAlias = GenerationCancellation
+
+@typing.final
+class GenerateMultiplexedResponse(google.protobuf.message.Message):
+    """What is new of the generations of the call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    IS_GOING_AWAY_FIELD_NUMBER: builtins.int
+    is_going_away: builtins.bool
+    """Whether the server begins to go away: open new generations on a new call,
+    which may reach another server. Those under way end here. Said once.
+    """
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GenerationEvent]:
+        """In order, those of one generation too."""
+
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[Global___GenerationEvent] | None = ...,
+        is_going_away: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "is_going_away", b"is_going_away"]) -> None: ...
+
+Global___GenerateMultiplexedResponse: typing_extensions.TypeAlias = GenerateMultiplexedResponse
+
+@typing.final
+class GenerationEvent(google.protobuf.message.Message):
+    """One event of one generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: builtins.int
+    RESPONSE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    stream_id: builtins.int
+    """Which generation."""
+    @property
+    def response(self) -> Global___GenerateStreamResponse:
+        """As GenerateStream sends it; `finished` is the last event."""
+
+    @property
+    def error(self) -> Global___GenerationError:
+        """The status that would have ended its call. The last event."""
+
+    def __init__(
+        self,
+        *,
+        stream_id: builtins.int = ...,
+        response: Global___GenerateStreamResponse | None = ...,
+        error: Global___GenerationError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "stream_id", b"stream_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["response", "error"] | None: ...
+
+Global___GenerationEvent: typing_extensions.TypeAlias = GenerationEvent
+
+@typing.final
+class GenerationError(google.protobuf.message.Message):
+    """How a generation failed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    STATUS_DETAILS_FIELD_NUMBER: builtins.int
+    code: builtins.int
+    """A `google.rpc.Code` other than `OK`."""
+    message: builtins.str
+    """For people."""
+    status_details: builtins.bytes
+    """A serialized `google.rpc.Status` with the details that docs/contract.md
+    lists, as in the trailer `grpc-status-details-bin` of a call.
+    """
+    def __init__(
+        self,
+        *,
+        code: builtins.int = ...,
+        message: builtins.str = ...,
+        status_details: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "status_details", b"status_details"]) -> None: ...
+
+Global___GenerationError: typing_extensions.TypeAlias = GenerationError
+
+@typing.final
 class GenerationDelta(google.protobuf.message.Message):
     """Text and tokens since the previous delta of the same completion."""
 

@@ -48,6 +48,11 @@ class GenerateServiceStub(object):
                 request_serializer=headrace_dot_v1_dot_generate__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_generate__service__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.GenerateMultiplexed = channel.stream_stream(
+                '/headrace.v1.GenerateService/GenerateMultiplexed',
+                request_serializer=headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/headrace.v1.GenerateService/Tokenize',
                 request_serializer=headrace_dot_v1_dot_generate__service__pb2.TokenizeRequest.SerializeToString,
@@ -98,6 +103,27 @@ class GenerateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMultiplexed(self, request_iterator, context):
+        """Streams the completions of many requests over one call.
+
+        A message costs both ends more than the token in it. Here one message
+        carries what is new of all generations of the call, so that a client with
+        many of them at a time saves most of that. Each is what a GenerateStream
+        with the same request, deadline and metadata would be, in its events, its
+        errors, its limits and the log. A reader that is slow is slow for all
+        generations of its call, each of which then gets larger deltas.
+
+        Half-closing the call lets the generations under way finish. Cancelling it
+        cancels them.
+
+        Errors: of the call itself only `INVALID_ARGUMENT` for a message without a
+        command or a `stream_id` that is not above the last one, and `UNAVAILABLE` when the server
+        stops. What a generation fails with comes as its `error`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Returns the token ids of a prompt, exactly as Generate would use them.
 
@@ -128,6 +154,11 @@ def add_GenerateServiceServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=headrace_dot_v1_dot_generate__service__pb2.GenerateRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_generate__service__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'GenerateMultiplexed': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMultiplexed,
+                    request_deserializer=headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -198,6 +229,33 @@ class GenerateService(object):
             '/headrace.v1.GenerateService/GenerateStream',
             headrace_dot_v1_dot_generate__service__pb2.GenerateRequest.SerializeToString,
             headrace_dot_v1_dot_generate__service__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMultiplexed(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/headrace.v1.GenerateService/GenerateMultiplexed',
+            headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedRequest.SerializeToString,
+            headrace_dot_v1_dot_generate__service__pb2.GenerateMultiplexedResponse.FromString,
             options,
             channel_credentials,
             insecure,

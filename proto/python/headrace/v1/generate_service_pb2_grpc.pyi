@@ -57,6 +57,22 @@ _GenerateServiceGenerateStreamType = typing_extensions.TypeVar(
     ],
 )
 
+_GenerateServiceGenerateMultiplexedType = typing_extensions.TypeVar(
+    '_GenerateServiceGenerateMultiplexedType',
+    grpc.StreamStreamMultiCallable[
+        headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+        headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+        headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+        headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
+    ],
+)
+
 _GenerateServiceTokenizeType = typing_extensions.TypeVar(
     '_GenerateServiceTokenizeType',
     grpc.UnaryUnaryMultiCallable[
@@ -89,7 +105,7 @@ _GenerateServiceDetokenizeType = typing_extensions.TypeVar(
     ],
 )
 
-class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _GenerateServiceGenerateStreamType, _GenerateServiceTokenizeType, _GenerateServiceDetokenizeType]):
+class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _GenerateServiceGenerateStreamType, _GenerateServiceGenerateMultiplexedType, _GenerateServiceTokenizeType, _GenerateServiceDetokenizeType]):
     """Generates text from prompts.
 
     Every error carries `google.rpc.ErrorInfo` with domain `headrace` and a
@@ -105,6 +121,10 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
         grpc.UnaryStreamMultiCallable[
             headrace.v1.generate_service_pb2.GenerateRequest,
             headrace.v1.generate_service_pb2.GenerateStreamResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+            headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             headrace.v1.generate_service_pb2.TokenizeRequest,
@@ -125,6 +145,10 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
         grpc.aio.UnaryStreamMultiCallable[
             headrace.v1.generate_service_pb2.GenerateRequest,
             headrace.v1.generate_service_pb2.GenerateStreamResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+            headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             headrace.v1.generate_service_pb2.TokenizeRequest,
@@ -161,6 +185,24 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
     when a replica was lost after tokens were sent and replay was impossible.
     """
 
+    GenerateMultiplexed: _GenerateServiceGenerateMultiplexedType
+    """Streams the completions of many requests over one call.
+
+    A message costs both ends more than the token in it. Here one message
+    carries what is new of all generations of the call, so that a client with
+    many of them at a time saves most of that. Each is what a GenerateStream
+    with the same request, deadline and metadata would be, in its events, its
+    errors, its limits and the log. A reader that is slow is slow for all
+    generations of its call, each of which then gets larger deltas.
+
+    Half-closing the call lets the generations under way finish. Cancelling it
+    cancels them.
+
+    Errors: of the call itself only `INVALID_ARGUMENT` for a message without a
+    command or a `stream_id` that is not above the last one, and `UNAVAILABLE` when the server
+    stops. What a generation fails with comes as its `error`.
+    """
+
     Tokenize: _GenerateServiceTokenizeType
     """Returns the token ids of a prompt, exactly as Generate would use them.
 
@@ -181,6 +223,10 @@ GenerateServiceAsyncStub: typing_extensions.TypeAlias = GenerateServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         headrace.v1.generate_service_pb2.GenerateRequest,
         headrace.v1.generate_service_pb2.GenerateStreamResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        headrace.v1.generate_service_pb2.GenerateMultiplexedRequest,
+        headrace.v1.generate_service_pb2.GenerateMultiplexedResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         headrace.v1.generate_service_pb2.TokenizeRequest,
@@ -232,6 +278,29 @@ class GenerateServiceServicer(metaclass=abc.ABCMeta):
         full; `UNAVAILABLE` with `google.rpc.RetryInfo` while draining or without a
         ready replica; `DEADLINE_EXCEEDED` and `CANCELLED` at any time; `ABORTED`
         when a replica was lost after tokens were sent and replay was impossible.
+        """
+
+    @abc.abstractmethod
+    def GenerateMultiplexed(
+        self,
+        request_iterator: _MaybeAsyncIterator[headrace.v1.generate_service_pb2.GenerateMultiplexedRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[headrace.v1.generate_service_pb2.GenerateMultiplexedResponse], collections.abc.AsyncIterator[headrace.v1.generate_service_pb2.GenerateMultiplexedResponse]]:
+        """Streams the completions of many requests over one call.
+
+        A message costs both ends more than the token in it. Here one message
+        carries what is new of all generations of the call, so that a client with
+        many of them at a time saves most of that. Each is what a GenerateStream
+        with the same request, deadline and metadata would be, in its events, its
+        errors, its limits and the log. A reader that is slow is slow for all
+        generations of its call, each of which then gets larger deltas.
+
+        Half-closing the call lets the generations under way finish. Cancelling it
+        cancels them.
+
+        Errors: of the call itself only `INVALID_ARGUMENT` for a message without a
+        command or a `stream_id` that is not above the last one, and `UNAVAILABLE` when the server
+        stops. What a generation fails with comes as its `error`.
         """
 
     @abc.abstractmethod
