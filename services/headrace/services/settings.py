@@ -1,5 +1,6 @@
 """Every setting of every process, as frozen trees with defaults, limits and explanations."""
 
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import (
@@ -316,6 +317,14 @@ class ServeSettings(RouterOnlySettings, EngineSettings, TranslationSettings):
     """Starts a REST sidecar too, in a process of its own, that HTTP clients reach here: `host:port` or `unix:PATH`."""
 
 
+class Multiplexing(StrEnum):
+    """Whether the sidecar's generation streams share calls."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class RestSettings(TranslationSettings):
     """Runs a REST sidecar: translates HTTP to the gRPC of a router, and holds nothing itself."""
 
@@ -324,6 +333,9 @@ class RestSettings(TranslationSettings):
     ] = ("127.0.0.1:50051",)
     """Where a router is reached: `host:port` or `unix:PATH`. May be repeated, then calls take turns among those that
     serve."""
+    multiplexing: Multiplexing = Multiplexing.AUTO
+    """Whether generation streams share calls to the router, which saves most of what a message costs. With `auto` they
+    do where there is one router: shared calls are not balanced, stream by stream, among several."""
     router_tls_ca_file: str = ""
     """Roots in PEM of the routers' certificates. With it routers on TCP addresses are reached by TLS."""
     router_tls_certificate_file: str = ""
@@ -349,6 +361,13 @@ class RestSettings(TranslationSettings):
     def listen_address(self) -> Address:
         """Where to listen, parsed."""
         return join_listen_address(self.listen, self.hostname, self.port)
+
+    @property
+    def multiplexes(self) -> bool:
+        """Whether generation streams share calls."""
+        if self.multiplexing is Multiplexing.AUTO:
+            return len(self.router_address) == 1
+        return self.multiplexing is Multiplexing.ON
 
     @property
     def router_security(self) -> ChannelSecurity:

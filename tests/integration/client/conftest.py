@@ -1,10 +1,10 @@
 """A server that keeps to headrace.v1 and does as each test tells it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -92,6 +92,31 @@ class Script:
             await context.abort(failure.code, failure.message, failure.trailers)
 
 
+class Aborted(Exception):  # what it is called in gRPC
+    """One generation of several was ended with a status."""
+
+    def __init__(self, error: pb.GenerationError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class OpeningContext:
+    """What a generation that shares its call has of a call."""
+
+    def __init__(self, opening: pb.GenerationOpening) -> None:
+        self._opening = opening
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str]]:
+        return self._opening.metadata.items()
+
+    def time_remaining(self) -> float | None:
+        return self._opening.timeout.ToNanoseconds() / 1e9 if self._opening.HasField("timeout") else None
+
+    async def abort(self, code: grpc.StatusCode, message: str, trailers: Any = ()) -> None:
+        details = dict(trailers).get("grpc-status-details-bin", b"")
+        raise Aborted(pb.GenerationError(code=code.value[0], message=message, status_details=details))
+
+
 class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -144,6 +169,36 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         if not script.omits_finished:
             count = len(script.words)
             yield pb.GenerateStreamResponse(finished=pb.GenerationFinished(ends=[end(count)], usage=usage(count)))
+
+    async def GenerateMultiplexed(  # noqa: N802
+        self, requests: AsyncIterator[pb.GenerateMultiplexedRequest], context: Context
+    ) -> None:
+        """Answers each generation as GenerateStream does, in a message for each event."""
+        running: dict[int, asyncio.Task[None]] = {}
+        writing = asyncio.Lock()
+
+        async def write(event: pb.GenerationEvent) -> None:
+            async with writing:
+                await context.write(pb.GenerateMultiplexedResponse(events=[event]))
+
+        async def answer_one(stream_id: int, opening: pb.GenerationOpening) -> None:
+            try:
+                async for response in self.GenerateStream(opening.request, OpeningContext(opening)):
+                    await write(pb.GenerationEvent(stream_id=stream_id, response=response))
+            except Aborted as aborted:
+                await write(pb.GenerationEvent(stream_id=stream_id, error=aborted.error))
+
+        try:
+            async for request in requests:
+                if request.HasField("open"):
+                    running[request.stream_id] = asyncio.create_task(answer_one(request.stream_id, request.open))
+                else:
+                    running[request.stream_id].cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
+        finally:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Context

@@ -25,11 +25,18 @@ Server = Any
 Script = Any
 Fail = Any
 
+
+@pytest.fixture(params=[False, True], ids=["calls", "multiplexed"])
+def multiplexes(request: pytest.FixtureRequest) -> bool:
+    """Whether streams share a call; whoever reads them must not notice."""
+    return bool(request.param)
+
+
 WORDS = ["Once ", "upon ", "a ", "time"]
 
 
-async def test_deltas_arrive_between_started_and_finished(server: Server) -> None:
-    async with AsyncClient(server.target) as client:
+async def test_deltas_arrive_between_started_and_finished(server: Server, multiplexes: bool) -> None:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once", request_id="r-1")
         started = await stream.wait_started()
         assert (started.request_id, started.prompt_token_count, started.cached_token_count) == ("r-1", 3, 2)
@@ -58,23 +65,23 @@ async def test_the_synchronous_stream_is_the_same(server: Server) -> None:
     assert not stream.is_cancelled
 
 
-async def test_texts_leaves_out_what_is_empty(server: Server, script: Script) -> None:
+async def test_texts_leaves_out_what_is_empty(server: Server, script: Script, multiplexes: bool) -> None:
     script.words = ("a", "", "b")
-    async with AsyncClient(server.target) as client, client.stream("Once") as stream:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client, client.stream("Once") as stream:
         assert [text async for text in stream.texts()] == ["a", "b"]
 
 
-async def test_a_token_is_there_before_the_next_one_is_made(server: Server, script: Script) -> None:
+async def test_a_token_is_there_before_the_next_one_is_made(server: Server, script: Script, multiplexes: bool) -> None:
     script.gate = asyncio.Event()
-    async with AsyncClient(server.target) as client, client.stream("Once") as stream:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client, client.stream("Once") as stream:
         assert (await anext(stream)).text == "Once "
         script.gate.set()
         assert (await stream.result()).text == "Once upon a time"
 
 
-async def test_leaving_the_block_cancels_the_request(server: Server, script: Script) -> None:
+async def test_leaving_the_block_cancels_the_request(server: Server, script: Script, multiplexes: bool) -> None:
     script.gate = asyncio.Event()
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         async with client.stream("Once") as stream:
             await anext(stream)
         await asyncio.wait_for(script.cancelled.wait(), 5)
@@ -85,9 +92,9 @@ async def test_leaving_the_block_cancels_the_request(server: Server, script: Scr
             await stream.result()
 
 
-async def test_cancel_ends_an_iteration_that_waits(server: Server, script: Script) -> None:
+async def test_cancel_ends_an_iteration_that_waits(server: Server, script: Script, multiplexes: bool) -> None:
     script.gate = asyncio.Event()
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once")
         await anext(stream)
         rest = asyncio.create_task(stream.result())
@@ -98,8 +105,8 @@ async def test_cancel_ends_an_iteration_that_waits(server: Server, script: Scrip
         await asyncio.wait_for(script.cancelled.wait(), 5)
 
 
-async def test_cancel_before_anything_came(server: Server, script: Script) -> None:
-    async with AsyncClient(server.target) as client:
+async def test_cancel_before_anything_came(server: Server, script: Script, multiplexes: bool) -> None:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once")
         stream.cancel()
         assert [delta async for delta in stream] == []
@@ -107,9 +114,11 @@ async def test_cancel_before_anything_came(server: Server, script: Script) -> No
             await stream.wait_started()
 
 
-async def test_cancelling_the_task_cancels_the_request_and_the_task(server: Server, script: Script) -> None:
+async def test_cancelling_the_task_cancels_the_request_and_the_task(
+    server: Server, script: Script, multiplexes: bool
+) -> None:
     script.gate = asyncio.Event()
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once")
         await anext(stream)
         with pytest.raises(TimeoutError):
@@ -128,10 +137,10 @@ async def test_cancelling_the_task_of_a_unary_call_cancels_the_request(server: S
         await asyncio.wait_for(script.cancelled.wait(), 5)
 
 
-async def test_closing_the_client_ends_its_calls(server: Server, script: Script) -> None:
+async def test_closing_the_client_ends_its_calls(server: Server, script: Script, multiplexes: bool) -> None:
     script.gate = asyncio.Event()
     script.loads = (router_service_pb2.WatchLoadResponse(),)
-    client = AsyncClient(server.target)
+    client = AsyncClient(server.target, multiplexes=multiplexes)
     stream = client.stream("Once")
     await anext(stream)
     loads = client.watch_load()
@@ -177,10 +186,10 @@ async def test_leaving_the_block_of_the_synchronous_stream_cancels_the_request(s
 
 
 async def test_a_failure_after_tokens_is_raised_and_never_tried_again(
-    server: Server, script: Script, fail: Fail
+    server: Server, script: Script, fail: Fail, multiplexes: bool
 ) -> None:
     script.failure_after_words = fail(code=grpc.StatusCode.ABORTED, reason="SHARD_LOST", message="the shard died")
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once")
         with pytest.raises(ShardLost, match="the shard died") as caught:
             await stream.result()
@@ -190,7 +199,7 @@ async def test_a_failure_after_tokens_is_raised_and_never_tried_again(
         assert [delta async for delta in stream] == []
     # Not even UNAVAILABLE is, once `started` has arrived.
     script.failure_after_words = fail(code=grpc.StatusCode.UNAVAILABLE, reason="", message="going away")
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         with pytest.raises(ServerUnreachable, match="going away"):
             await client.stream("Once").result()
     assert len(script.requests) == 2
@@ -225,9 +234,9 @@ async def test_an_end_without_finished_is_no_success(server: Server, script: Scr
         await asyncio.to_thread(synchronous)
 
 
-async def test_a_server_that_dies_is_a_lost_connection(server: Server, script: Script) -> None:
+async def test_a_server_that_dies_is_a_lost_connection(server: Server, script: Script, multiplexes: bool) -> None:
     script.gate = asyncio.Event()
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, multiplexes=multiplexes) as client:
         stream = client.stream("Once")
         await anext(stream)
         await server.grpc_server.stop(None)

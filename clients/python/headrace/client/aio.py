@@ -66,6 +66,7 @@ class AsyncClient:
         key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         round_robin: bool | None = None,
+        multiplexes: bool = False,
         message_size_limit_bytes: int = DEFAULT_MESSAGE_SIZE_LIMIT_BYTES,
         channel_options: Sequence[ChannelOption] = (),
         tracer_provider: "TracerProvider | None" = None,
@@ -84,6 +85,9 @@ class AsyncClient:
             round_robin: whether calls take turns among the addresses, leaving out servers whose health is not SERVING.
                 None does so when several are given. Then even `get_health` reaches only servers that are serving:
                 to examine one that is not, make a client for it alone.
+            multiplexes: whether generation streams share calls, which saves this process and the server most of what a
+                message costs when there are many at a time. Then they go to the server that the call went to, for a
+                minute or so, in place of being balanced one by one, and a reader that blocks the event loop delays all.
             message_size_limit_bytes: largest message sent or received.
             channel_options: further arguments of gRPC's core; they win over the client's own.
             tracer_provider: makes a span for each call and has the server go on with its trace; None traces nothing.
@@ -106,7 +110,7 @@ class AsyncClient:
             channel_options=channel_options,
             tracer_provider=tracer_provider,
         )
-        self._channel = AsyncChannel(connection)
+        self._channel = AsyncChannel(connection, multiplexes=multiplexes)
 
     @property
     def target(self) -> str:
@@ -371,4 +375,4 @@ class AsyncClient:
         return await self._channel.unary(call, options)
 
     def _stream(self, call: calls.StreamCall, options: CallOptions) -> AsyncGenerationStream:
-        return AsyncGenerationStream(self._channel.responses(call, options), self.target)
+        return AsyncGenerationStream(self._channel.generation(call, options), self.target)

@@ -2,16 +2,19 @@
 
 import asyncio
 import weakref
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from headrace.client.calls import Call, ResponseT, ResultT, serialize
+from headrace.client.aio_multiplexer import MultiplexedCall, Multiplexer, ResponseStream
+from headrace.client.calls import GENERATE_MULTIPLEXED, Call, ResponseT, ResultT, StreamCall, serialize
 from headrace.client.channel import CallArguments, Connection
 from headrace.client.errors import error_from_rpc
 from headrace.client.options import CallOptions
+from headrace.v1 import generate_service_pb2 as generate_pb
 
 if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
     from headrace.client.tracing import ClientSpan
@@ -20,8 +23,10 @@ if TYPE_CHECKING:  # an import of OpenTelemetry, which only some callers have
 class AsyncChannel:
     """Opened by its first call, in the loop of that call: so a client may be made before there is a loop."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, multiplexes: bool = False) -> None:
+        """Takes whether generation streams share calls."""
         self._connection = connection
+        self._multiplexer = Multiplexer(self._begin_shared, retries=connection.retries) if multiplexes else None
         self._channel: grpc.aio.Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
@@ -95,15 +100,47 @@ class AsyncChannel:
             under_way.add_done_callback(lambda _: self._end_span(span, under_way))
         return under_way
 
+    def generation(self, call: StreamCall, options: CallOptions) -> ResponseStream:
+        """Begins a generation stream, on a call of its own or on one that it shares.
+
+        Raises:
+            RuntimeError: the channel is closed.
+        """
+        if self._multiplexer is None:
+            return self.responses(call, options)
+        self._open()
+        assert isinstance(call.request, generate_pb.GenerateRequest), "the request of every generation stream"
+        span = self._connection.begin_span(call.path, call.request)
+        arguments = self._connection.call_arguments(options, call.request_id, span)
+        return self._multiplexer.stream(call.request, arguments, None if span is None else span.end_stream)
+
+    def retire(self) -> None:
+        """Lets what is under way end; a channel that takes nothing new is idle after that."""
+        if self._multiplexer is not None:
+            self._multiplexer.retire()
+
     async def close(self) -> None:
         """Ends every call and closes the connections. Safe to repeat."""
         self._is_closed = True
         for call in list(self._calls):
             call.cancel()
+        if self._multiplexer is not None:
+            await self._multiplexer.wait_ended()
         await asyncio.gather(*self._endings)
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+
+    def _begin_shared(
+        self, requests: AsyncIterator[generate_pb.GenerateMultiplexedRequest], *, wait_for_ready: bool
+    ) -> MultiplexedCall:
+        method = self._open().stream_stream(
+            GENERATE_MULTIPLEXED, serialize, generate_pb.GenerateMultiplexedResponse.FromString
+        )
+        # For proxies on the way: the server reads the metadata of each generation.
+        under_way = method(requests, metadata=self._connection.metadata, wait_for_ready=wait_for_ready)
+        self._calls.add(under_way)
+        return under_way
 
     def _end_span(self, span: "ClientSpan", call: grpc.aio.Call) -> None:
         async def end() -> None:

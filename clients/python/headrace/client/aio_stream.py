@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-import grpc
 import grpc.aio
-from google.protobuf.message import Message
 
 from headrace.client.aio_channel import is_task_cancelled
+from headrace.client.aio_multiplexer import ResponseStream
 from headrace.client.errors import error_from_rpc
 from headrace.client.progress import StreamProgress
 from headrace.client.results import Delta, Generation, Started
@@ -32,9 +31,7 @@ class AsyncGenerationStream(StreamProgress):
     several completions the deltas of all come interleaved, told apart by `index`.
     """
 
-    def __init__(
-        self, call: grpc.aio.UnaryStreamCall[Message, generate_pb.GenerateStreamResponse], target: str
-    ) -> None:
+    def __init__(self, call: ResponseStream, target: str) -> None:
         super().__init__(call, time.monotonic())
         # Not call.read(): it gives up messages that have arrived once the status has arrived as well.
         self._responses = aiter(call)

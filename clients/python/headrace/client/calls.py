@@ -39,6 +39,8 @@ class Call(Generic[ResponseT, ResultT]):
 
 
 _GENERATE = "/headrace.v1.GenerateService/"
+GENERATE_MULTIPLEXED = f"{_GENERATE}GenerateMultiplexed"
+"""What the streams of an `AsyncChannel` that multiplexes share."""
 _EMBEDDING = "/headrace.v1.EmbeddingService/"
 _ROUTER = "/headrace.v1.RouterService/"
 _HEALTH = "/headrace.v1.HealthService/"

@@ -96,6 +96,11 @@ class Connection:
             tracer=None if tracer_provider is None else _tracer(tracer_provider, joined),
         )
 
+    @property
+    def retries(self) -> bool:
+        """Whether what a server did not admit is tried again."""
+        return ("grpc.enable_retries", 0) not in self.channel_options
+
     def begin_span(self, path: str, request: Message) -> "ClientSpan | None":
         """Returns the span of a call; None if calls are not traced."""
         return None if self.tracer is None else self.tracer.begin(path, request)

@@ -26,6 +26,13 @@ _REPEATABLE_OPERATIONS = (
 )
 """The operations that may be sent twice: when a connection breaks, nobody knows whether the first one arrived."""
 
+ATTEMPT_LIMIT = 5
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 2.0
+BACKOFF_FACTOR = 2
+RETRYABLE_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+"""DEADLINE_EXCEEDED is not among them: the time of the caller is over."""
+
 SERVICE_CONFIG: dict[str, object] = {
     "methodConfig": [
         {
@@ -36,12 +43,11 @@ SERVICE_CONFIG: dict[str, object] = {
                 *({"service": _ROUTER_SERVICE, "method": method} for method in _REPEATABLE_OPERATIONS),
             ],
             "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                # DEADLINE_EXCEEDED is not among them: the time of the caller is over.
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "maxAttempts": ATTEMPT_LIMIT,
+                "initialBackoff": f"{FIRST_BACKOFF_S:g}s",
+                "maxBackoff": f"{LONGEST_BACKOFF_S:g}s",
+                "backoffMultiplier": BACKOFF_FACTOR,
+                "retryableStatusCodes": list(RETRYABLE_CODES),
             },
         }
     ],

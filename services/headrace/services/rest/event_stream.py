@@ -11,12 +11,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from headrace.client.aio_channel import is_task_cancelled
+from headrace.client.aio_multiplexer import ResponseStream
 from headrace.client.errors import StreamBroken, error_from_rpc
 from headrace.contract.errors import HeadraceError
 from headrace.services.rest.field_naming import named_after
 from headrace.services.rest.piece_writer import PieceWriter, piece_writer
 from headrace.services.rest.request_watch import short_way
-from headrace.services.rest.router_link import StreamUnderWay
 from headrace.v1 import generate_service_pb2 as pb
 
 MEDIA_TYPE = "text/event-stream"
@@ -46,12 +46,12 @@ class EventWriter(Protocol):
 class OpenStream:
     """A generation stream of which `started` has been read."""
 
-    call: StreamUnderWay
+    call: ResponseStream
     started: pb.GenerationStarted
     target: str
 
 
-async def open_stream(call: StreamUnderWay, target: str) -> OpenStream:
+async def open_stream(call: ResponseStream, target: str) -> OpenStream:
     """Waits until the router has admitted a request and begun with it, so that a refusal can be a status.
 
     Raises:
@@ -157,7 +157,7 @@ class EventStreamResponse(Response):
 
 
 async def open_all(
-    calls: Sequence[StreamUnderWay], target: str, aliases: Sequence[Mapping[str, str]] = ()
+    calls: Sequence[ResponseStream], target: str, aliases: Sequence[Mapping[str, str]] = ()
 ) -> list[OpenStream]:
     """Opens several streams; if one is refused, none goes on.
 
@@ -176,6 +176,6 @@ async def open_all(
         raise
 
 
-async def _open_named(call: StreamUnderWay, target: str, aliases: Mapping[str, str] | None) -> OpenStream:
+async def _open_named(call: ResponseStream, target: str, aliases: Mapping[str, str] | None) -> OpenStream:
     with named_after((), aliases):
         return await open_stream(call, target)

@@ -81,6 +81,7 @@ async def _run(settings: RestSettings, tracing: "Tracing | None") -> int:
         settings.router_address,
         message_size_limit_bytes=settings.body_size_limit + _MESSAGE_ROOM_BYTES,
         security=settings.router_security,
+        multiplexes=settings.multiplexes,
     )
     sidecar = Sidecar(
         link=link,

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from headrace.client import calls
 from headrace.client.aio_channel import AsyncChannel
+from headrace.client.aio_multiplexer import ResponseStream
 from headrace.client.calls import Call, ResponseT, ResultT, StreamCall
 from headrace.client.channel import Connection
 from headrace.client.operations import Adapter, Model
@@ -18,9 +19,6 @@ from headrace.services.address import parse_address
 from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.log import Event, logger
 from headrace.services.watched_files import WatchedFiles
-from headrace.v1.generate_service_pb2 import GenerateStreamResponse
-
-StreamUnderWay = grpc.aio.UnaryStreamCall[ProtoMessage, GenerateStreamResponse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +41,16 @@ class RouterLink:
     """A connection to one or several routers, opened by the first call."""
 
     def __init__(
-        self, targets: Sequence[str], *, message_size_limit_bytes: int, security: ChannelSecurity | None = None
+        self,
+        targets: Sequence[str],
+        *,
+        message_size_limit_bytes: int,
+        security: ChannelSecurity | None = None,
+        multiplexes: bool = False,
     ) -> None:
         """Reads the certificates. Without a `security` nothing but this machine is reached.
+
+        `multiplexes` says whether generation streams share calls.
 
         Raises:
             StartupError: a certificate cannot be read, or a connection would go over a network in plain text.
@@ -53,6 +58,7 @@ class RouterLink:
         self._targets = targets
         self._addresses = [parse_address(target) for target in targets]
         self._message_size_limit_bytes = message_size_limit_bytes
+        self._multiplexes = multiplexes
         self._security = security or ChannelSecurity()
         self._watched = WatchedFiles(self._security.tls.paths if self._security.tls else ())
         self._retired: list[AsyncChannel] = []
@@ -75,9 +81,9 @@ class RouterLink:
         await self._close_idle()
         return await self._newest().unary(call, context.options())
 
-    def stream(self, call: StreamCall, context: CallContext) -> StreamUnderWay:
+    def stream(self, call: StreamCall, context: CallContext) -> ResponseStream:
         """Starts a generation stream, whose messages stay as they are: converting each would cost more than reading."""
-        return self._newest().responses(call, context.options())
+        return self._newest().generation(call, context.options())
 
     def watch(
         self, call: Call[ResponseT, ResultT], context: CallContext
@@ -136,6 +142,7 @@ class RouterLink:
             renewed = None
         if renewed is not None:
             logger().info(Event.CERTIFICATE_RENEWED, path=str(self._security.tls.ca) if self._security.tls else "")
+            self._channel.retire()
             self._retired.append(self._channel)
             self._channel = renewed
         return self._channel
@@ -162,4 +169,4 @@ class RouterLink:
             # Whether and when to come back is for the HTTP client to decide: it gets the 429 and its Retry-After.
             channel_options=(("grpc.enable_retries", 0),),
         )
-        return AsyncChannel(connection)
+        return AsyncChannel(connection, multiplexes=self._multiplexes)

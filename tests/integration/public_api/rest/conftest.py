@@ -65,8 +65,10 @@ async def run_sidecar(
     tls: ServerTls | None = None,
     tracing: Any = None,
     read_timeout_s: float = 60.0,
+    *,
+    multiplexes: bool = True,
 ) -> AsyncIterator[tuple[Sidecar, str]]:
-    link = RouterLink([address], message_size_limit_bytes=4 * 2**20, security=security)
+    link = RouterLink([address], message_size_limit_bytes=4 * 2**20, security=security, multiplexes=multiplexes)
     limits = Limits(
         body_size_bytes=BODY_LIMIT_BYTES, read_timeout_s=read_timeout_s, deadline_s=30.0, client_batch_count=8
     )
@@ -97,11 +99,15 @@ def deploy_rest(deploy: Callable[..., Any]) -> Callable[..., Any]:
         trust: ssl.SSLContext | None = None,
         rest_tracing: Any = None,
         read_timeout_s: float = 60.0,
+        *,
+        multiplexes: bool = True,
         **options: Any,
     ) -> AsyncIterator[RestDeployment]:
         async with (
             deploy(**options) as router,
-            run_sidecar(router.address, security, sidecar_tls, rest_tracing, read_timeout_s) as (sidecar, base_url),
+            run_sidecar(
+                router.address, security, sidecar_tls, rest_tracing, read_timeout_s, multiplexes=multiplexes
+            ) as (sidecar, base_url),
         ):
             async with httpx2.AsyncClient(base_url=base_url, timeout=30, verify=trust or True) as http:
                 yield RestDeployment(router, sidecar, http, base_url)
