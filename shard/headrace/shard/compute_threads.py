@@ -1,11 +1,25 @@
 """The threads on which a CPU's operators run, each bound to a processor of its own where that was asked for."""
 
 import os
+import threading
 from collections.abc import Callable
+from typing import Final
 
 import torch
 
 from headrace.kernels.dispatch import Kernels
+
+_HERE: Final = threading.local()
+
+
+def stay_in_inference_mode() -> None:
+    """Has torch leave out what only training needs, on the calling thread until it ends.
+
+    A step that had to enter this mode and to leave it again would spend on it what a dozen array operations take.
+    """
+    # Held by the thread itself: the mode ends where the object does.
+    _HERE.mode = torch.inference_mode()
+    _HERE.mode.__enter__()
 
 
 class ComputeThreads:

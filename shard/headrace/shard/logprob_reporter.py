@@ -69,7 +69,6 @@ class LogprobReporter:
             reports += self._reports(scores, chosen, columns, rows[processed], places[processed])
         return tuple(sorted(reports, key=lambda report: report.row))
 
-    @torch.inference_mode()
     def report_prompt(
         self,
         hidden: torch.Tensor,

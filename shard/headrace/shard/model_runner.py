@@ -79,9 +79,9 @@ class ModelRunner:
             context_lengths=np.array([token_count], dtype=np.int64),
         )
         block_table = np.arange(-(-token_count // self._block_size), dtype=np.int32)[None, :]
-        self.run(self.prepare(flat, block_table, positions))
+        with torch.inference_mode():
+            self.run(self.prepare(flat, block_table, positions))
 
-    @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> ForwardResult:
         """Returns logits for each row that samples, and the hidden states that are wanted beside them."""
         result = self._model.forward(batch)
@@ -89,7 +89,6 @@ class ModelRunner:
             self._pages.end_step()
         return result
 
-    @torch.inference_mode()
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits, [output, vocabulary], of hidden states, [output, hidden]."""
         return self._model.project(hidden)

@@ -40,7 +40,6 @@ class Sampler:
         self.reporter = LogprobReporter(kernels)
         """Reports what was drawn."""
 
-    @torch.inference_mode()
     def draw(self, logits: torch.Tensor, batch: InputBatch, step: StepRows) -> Draw:
         """Draws a token for every row that samples.
 

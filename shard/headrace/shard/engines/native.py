@@ -14,7 +14,7 @@ from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.adapter_files import read_adapter_files
 from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
 from headrace.shard.adapter_stacks import AdapterStacks
-from headrace.shard.compute_threads import ComputeThreads
+from headrace.shard.compute_threads import ComputeThreads, stay_in_inference_mode
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
 from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
@@ -93,8 +93,9 @@ class NativeEngine:
         return self._description
 
     def enter_thread(self) -> None:
-        """Binds the threads that compute to their processors."""
+        """Binds the threads that compute to their processors, and leaves out what only training needs."""
         self._threads.adopt()
+        stay_in_inference_mode()
 
     def reset(self) -> None:
         """Empties the batch and drops every adapter."""
@@ -121,6 +122,12 @@ class NativeEngine:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step; see Engine.execute."""
+        if torch.is_inference_mode_enabled():
+            return self._execute(plan)
+        with torch.inference_mode():
+            return self._execute(plan)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
         began_s = self._clock.now()
         batch, speculator = self._batch, self._speculator
         step = batch.apply(plan)

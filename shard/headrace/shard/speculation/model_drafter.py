@@ -126,7 +126,6 @@ class ModelDrafter:
         drafts.indexed_counts[places] += chunk_counts
         return logits
 
-    @torch.inference_mode()
     def _draw(self, logits: torch.Tensor, batch: InputBatch, places: Ints, positions: Ints) -> NDArray[np.int64]:
         columns = batch.columns
         logits = logits[:, : self._vocabulary_size]
