@@ -1,13 +1,14 @@
 """The columns of the resident batch: arrays with one place per row, grown as needed."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract.pooling import PoolingOptions
 from headrace.contract.step import AdmittedSequence, RowEnd
-from headrace.shard.growing_columns import GrowingColumns
+from headrace.shard.growing_columns import GrowingColumns, fill_cells
 from headrace.shard.processor_columns import ProcessorColumns
 from headrace.shard.speculation.draft_columns import DraftColumns
 
@@ -15,13 +16,25 @@ _FIRST_PLACE_COUNT = 8
 _WIDTHS = {"token_ids": 256, "block_tables": 16, "ending_token_ids": 4, "ending_kinds": 4}
 """First widths of the columns that have one."""
 
+DRAWS: Final = 1
+"""Of a row's needs: a random number, since it does not decode greedily."""
+CHANGES: Final = 2
+"""Of a row's needs: a look at what a token is drawn from, or at the token, since more may apply than temperature, top-k
+and top-p: see LogitsProcessor."""
+REPORTS: Final = 4
+"""Of a row's needs: the log-probabilities of what it draws."""
+REPORTS_PROMPT: Final = 8
+"""Of a row's needs: the log-probabilities of its prompt."""
+POOLS: Final = 16
+"""Of a row's needs: its hidden states, in place of a draw."""
+
 
 class BatchColumns(GrowingColumns):
     """Arrays indexed by place. A place is taken when its row is admitted and freed when it is released."""
 
     def __init__(self) -> None:
         count = _FIRST_PLACE_COUNT
-        self.token_ids = np.zeros((count, _WIDTHS["token_ids"]), dtype=np.int32)
+        self.token_ids = np.zeros((count, _WIDTHS["token_ids"]), dtype=np.int64)
         """[place, position] the known tokens."""
         self.token_counts = np.zeros(count, dtype=np.int64)
         """[place] known tokens."""
@@ -29,12 +42,14 @@ class BatchColumns(GrowingColumns):
         """[place] tokens of the prompt; what follows was generated."""
         self.computed_counts = np.zeros(count, dtype=np.int64)
         """[place] tokens whose KV is in the blocks."""
-        self.block_tables = np.zeros((count, _WIDTHS["block_tables"]), dtype=np.int32)
+        self.block_tables = np.zeros((count, _WIDTHS["block_tables"]), dtype=np.int64)
         """[place, block] block ids."""
         self.block_counts = np.zeros(count, dtype=np.int64)
         """[place] entries of the block table."""
         self.is_over = np.zeros(count, dtype=np.bool_)
         """[place] whether the row ended or failed, and only waits for its release."""
+        self.needs = np.zeros(count, dtype=np.uint8)
+        """[place] bits for what a row may need, above: what no row of a step needs is not looked for in the columns."""
         self.temperatures = np.zeros(count, dtype=np.float32)
         """[place]"""
         self.top_ks = np.zeros(count, dtype=np.int64)
@@ -92,6 +107,7 @@ class BatchColumns(GrowingColumns):
         self.block_tables[place, :block_count] = sequence.block_ids
         self.block_counts[place] = block_count
         self.is_over[place] = False
+        self.needs[place] = _needs(sequence)
         self.processors.fill(place, sequence)
         self.drafts.fill(place, may_draft=sequence.may_draft)
         self.is_pooled[place] = sequence.pooling is not None
@@ -101,15 +117,17 @@ class BatchColumns(GrowingColumns):
         self._set_stopping(place, sequence)
         return place
 
-    def append_tokens(self, places: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
-        """Makes one more token known at each place."""
-        ends = self.token_counts[places]
-        self.widen("token_ids", int(ends.max(initial=0)) + 1)
-        self.token_ids[places, ends] = token_ids
-        self.token_counts[places] = ends + 1
-        self.processors.append_tokens(places, token_ids)
+    def needs_of(self, places: NDArray[np.int64]) -> int:
+        """Returns what any of some rows may need, as bits."""
+        return int(np.bitwise_or.reduce(self.needs[places]))
 
-    def append_blocks(self, places: NDArray[np.int64], counts: NDArray[np.int64], block_ids: NDArray[np.int32]) -> None:
+    def append_tokens(self, places: NDArray[np.int64], known: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
+        """Makes one more token known at each place, after those that are. Processors learn of it apart."""
+        self.widen("token_ids", max(known.tolist(), default=0) + 1)
+        fill_cells(self.token_ids, places, known, token_ids)
+        self.token_counts[places] = known + 1
+
+    def append_blocks(self, places: NDArray[np.int64], counts: NDArray[np.int64], block_ids: NDArray[np.int64]) -> None:
         """Appends to block tables: `counts[i]` of the ids, in order, to the one at `places[i]`."""
         held = self.block_counts[places]
         self.widen("block_tables", int((held + counts).max()))
@@ -148,3 +166,15 @@ class BatchColumns(GrowingColumns):
         self.processors.grow_places(2 * count)
         self.drafts.grow_places(2 * count)
         self._free_places.extend(range(2 * count - 1, count - 1, -1))
+
+
+def _needs(sequence: AdmittedSequence) -> int:
+    sampling, logprobs = sequence.sampling, sequence.logprobs
+    changes = sampling.needs_processing or sequence.grammar or sequence.stopping.min_new_token_count > 0
+    return (
+        (0 if sampling.is_greedy else DRAWS)
+        | (CHANGES if changes else 0)
+        | (REPORTS if logprobs.sampled or logprobs.top_count > 0 else 0)
+        | (REPORTS_PROMPT if logprobs.prompt else 0)
+        | (POOLS if sequence.pooling is not None else 0)
+    )

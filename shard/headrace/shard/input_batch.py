@@ -1,6 +1,7 @@
 """The batch that lives on the shard: its rows, their columns, and the plans that change them."""
 
 from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +10,17 @@ from headrace.contract.engine import EngineDescription
 from headrace.contract.errors import PlanRejected
 from headrace.contract.step import AdmittedSequence, RowEnd, StepPlan
 from headrace.shard.adapter_rows import RowAdapters
-from headrace.shard.batch_columns import BatchColumns
+from headrace.shard.batch_columns import CHANGES, POOLS, REPORTS_PROMPT, BatchColumns
 from headrace.shard.grammar_rows import GrammarRows
+from headrace.shard.growing_columns import cells_of, fill_cells
 from headrace.shard.plan_checks import check_admitted, check_columns
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Value = TypeVar("Value", bound=np.generic)
+
+_MANY: Final = np.iinfo(np.int64).max
+_NONE: Final[Ints] = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +34,11 @@ class StepRows:
     places: Ints
     """[computing] where the rows' columns are."""
     starts: Ints
-    """[computing] tokens computed before: the chunk is [start, start + chunk_count)."""
+    """[computing] tokens computed before: the chunk is [start, end)."""
+    ends: Ints
+    """[computing] tokens in the KV cache after this step."""
+    longest: int
+    """The last of the ends; 0 without a row."""
     chunk_counts: Ints
     """[computing] tokens to compute, >= 1; guesses included."""
     draft_counts: Ints
@@ -39,9 +49,23 @@ class StepRows:
     """[computing] whether the row is pooled."""
     completes: Bools
     """[computing] whether the chunk reaches the last token of a row that is pooled."""
+    needs: int
+    """What any of the rows may need, in the bits of BatchColumns.needs."""
+    endings: frozenset[int]
+    """Every token that ends any of the rows."""
+    left: int
+    """Tokens after which the first of them reaches its limit; 0 where nobody counted."""
+    decodes: bool
+    """Whether each row computes its last known token alone, and draws after it."""
+
+    def sampling(self, values: NDArray[Value]) -> NDArray[Value]:
+        """Returns those of [computing] values that are of rows that sample."""
+        return values if self.decodes else values[self.samples]
 
     def output_indices(self) -> Ints:
         """Returns the tokens of the step that a draw follows: of each row its last known one, then its guesses."""
+        if self.decodes:
+            return np.arange(len(self.rows))
         lasts: Ints = np.cumsum(self.chunk_counts)[self.samples] - 1
         if not self.draft_counts.any():
             return lasts
@@ -49,6 +73,26 @@ class StepRows:
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         indices: Ints = np.repeat(lasts - counts + 1, counts) + offsets
         return indices
+
+    def following(self) -> "StepRows":
+        """Returns the same rows as they compute what they drew in this step, in which all decode and none ends."""
+        return StepRows(
+            row_count=self.row_count,
+            rows=self.rows,
+            places=self.places,
+            starts=self.ends,
+            ends=self.ends + 1,
+            longest=self.longest + 1,
+            chunk_counts=self.chunk_counts,
+            draft_counts=self.draft_counts,
+            samples=self.samples,
+            pools=self.pools,
+            completes=self.completes,
+            needs=self.needs,
+            endings=self.endings,
+            left=self.left - 1,
+            decodes=True,
+        )
 
     def further(self, numbers: Ints, places: Ints, starts: Ints) -> "StepRows":
         """Returns rows of this step as if they computed one token more, and drew after it."""
@@ -58,11 +102,17 @@ class StepRows:
             rows=numbers,
             places=places,
             starts=starts,
+            ends=starts + 1,
+            longest=int(starts.max(initial=-1)) + 1,
             chunk_counts=ones,
             draft_counts=ones - 1,
             samples=~no,
             pools=no,
             completes=no,
+            needs=self.needs,
+            endings=self.endings,
+            left=0,
+            decodes=True,
         )
 
 
@@ -78,7 +128,7 @@ class StepDrafts:
     """[drafting, depth] of which the first `counts` are of meaning."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FlatTokens:
     """The tokens of one step, one row's after another's, without padding."""
 
@@ -108,7 +158,7 @@ class PromptTargets:
     """[target]"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RowOutcomes:
     """What a step did to the rows, in the columns of StepResult."""
 
@@ -136,6 +186,15 @@ class InputBatch:
         self._places: Ints = np.empty(0, dtype=np.int64)
         self._place_of: dict[int, int] = {}
         self._last_step_id = 0
+        self._tables: NDArray[np.int32] | None = None
+        """The block tables of the rows at `_tabled_places`, until one of them grows."""
+        self._tabled_places: Ints | None = None
+        self._applied: StepRows | None = None
+        """What the last plan came to, if the next step may be like it."""
+        self._repeatable: StepRows | None = None
+        """The last step, if the next one computes the same rows unless its plan says otherwise."""
+        self._room = 0
+        """Steps of these rows for which their blocks surely have room."""
 
     @property
     def row_count(self) -> int:
@@ -150,6 +209,7 @@ class InputBatch:
         self._places = np.empty(0, dtype=np.int64)
         self._place_of.clear()
         self._last_step_id = 0
+        self._repeatable = None
 
     def apply(self, plan: StepPlan) -> StepRows:
         """Applies a plan's changes and returns what is to be computed.
@@ -160,6 +220,7 @@ class InputBatch:
         if plan.step_id <= self._last_step_id:
             raise PlanRejected(f"step_id {plan.step_id} does not follow {self._last_step_id}")
         self._last_step_id = plan.step_id
+        last, self._repeatable = self._repeatable, None
         self._release(plan.released_sequence_ids)
         for sequence in plan.admitted:
             self._admit(sequence)
@@ -168,7 +229,18 @@ class InputBatch:
             raise PlanRejected(f"{self.row_count} rows are more than the limit of {limit}")
         check_columns(plan, row_count=self.row_count, block_count=self._description.block_count)
         self._append_blocks(plan)
-        return self._select_rows(plan)
+        is_other = plan.released_sequence_ids or plan.admitted or plan.chunk_rows or plan.held_rows
+        self._room -= 1
+        if last is None or is_other:
+            step = self._select_rows(plan)
+            self._check_room(step)
+        else:
+            step = last.following()
+            if self._room < 0:
+                self._check_room(step)
+        # Rows that were held go on.
+        self._applied = step if step.decodes and not plan.held_rows else None
+        return step
 
     def add_drafts(self, step: StepRows, drafts: StepDrafts) -> StepRows:
         """Writes guesses after the rows' known tokens, and returns the step that computes them too."""
@@ -176,25 +248,39 @@ class InputBatch:
         ends = columns.token_counts[places]
         columns.widen("token_ids", int(ends.max()) + drafts.token_ids.shape[1])
         rows, depths = (np.arange(drafts.token_ids.shape[1]) < drafts.counts[:, None]).nonzero()
-        columns.token_ids[places[rows], ends[rows] + depths] = drafts.token_ids[rows, depths]
+        fill_cells(columns.token_ids, places[rows], ends[rows] + depths, drafts.token_ids[rows, depths])
         draft_counts = step.draft_counts.copy()
         draft_counts[drafts.indices] = drafts.counts
-        return replace(step, chunk_counts=step.chunk_counts + draft_counts, draft_counts=draft_counts)
+        longer = step.ends + draft_counts
+        return replace(
+            step,
+            ends=longer,
+            longest=int(longer.max()),
+            chunk_counts=step.chunk_counts + draft_counts,
+            draft_counts=draft_counts,
+            decodes=False,
+        )
 
     def flatten(self, step: StepRows) -> FlatTokens:
         """Returns the tokens that a step computes."""
-        query_starts = np.zeros(len(step.rows) + 1, dtype=np.int64)
-        np.cumsum(step.chunk_counts, out=query_starts[1:])
-        places = np.repeat(step.places, step.chunk_counts)
-        positions = np.arange(query_starts[-1]) + np.repeat(step.starts - query_starts[:-1], step.chunk_counts)
+        if step.decodes:
+            query_starts = np.arange(len(step.rows) + 1)
+            places, positions = step.places, step.starts
+        else:
+            query_starts = np.zeros(len(step.rows) + 1, dtype=np.int64)
+            np.cumsum(step.chunk_counts, out=query_starts[1:])
+            places = np.repeat(step.places, step.chunk_counts)
+            positions = np.arange(query_starts[-1]) + np.repeat(step.starts - query_starts[:-1], step.chunk_counts)
         block_size = self._description.block_size
-        blocks = self.columns.block_tables[places, positions // block_size].astype(np.int64)
+        blocks = positions // block_size
+        # How far a block is from where it would be if the row's lay in order: numpy's remainder takes longer.
+        shifts = cells_of(self.columns.block_tables, places, blocks) - blocks
         return FlatTokens(
-            token_ids=self.columns.token_ids[places, positions].astype(np.int64),
+            token_ids=cells_of(self.columns.token_ids, places, positions),
             positions=positions,
-            slot_ids=blocks * block_size + positions % block_size,
+            slot_ids=positions + shifts * block_size,
             query_starts=query_starts,
-            context_lengths=step.starts + step.chunk_counts,
+            context_lengths=step.ends,
         )
 
     def prompt_targets(self, step: StepRows, flat: FlatTokens) -> PromptTargets | None:
@@ -203,7 +289,7 @@ class InputBatch:
         The logits of a token tell of the next one: a chunk [start, end) tells of the prompt's [start + 1, end + 1).
         """
         columns = self.columns
-        if not columns.reports_prompt[step.places].any():
+        if not step.needs & REPORTS_PROMPT:
             return None
         rows = np.repeat(np.arange(len(step.rows)), step.chunk_counts)
         places = step.places[rows]
@@ -213,50 +299,60 @@ class InputBatch:
             return None
         return PromptTargets(
             indices=indices,
-            token_ids=columns.token_ids[places[indices], flat.positions[indices] + 1].astype(np.int64),
+            token_ids=columns.token_ids[places[indices], flat.positions[indices] + 1],
             rows=step.rows[rows[indices]],
             places=places[indices],
         )
 
     def block_tables(self, step: StepRows) -> NDArray[np.int32]:
-        """Returns [computing, block] the block tables, as wide as the longest context needs."""
-        contexts = step.starts + step.chunk_counts
-        width = -(-int(contexts.max(initial=1)) // self._description.block_size)
-        return self.columns.block_tables[step.places, :width]
+        """Returns [computing, block] the block tables, at least as wide as the longest context needs."""
+        width = -(-max(step.longest, 1) // self._description.block_size)
+        tables = self._tables
+        if tables is None or step.places is not self._tabled_places or tables.shape[1] < width:
+            tables = self.columns.block_tables[step.places, :width].astype(np.int32)
+            self._tables, self._tabled_places = tables, step.places
+        return tables
 
-    def record(self, step: StepRows, token_ids: Ints, failed: Bools) -> RowOutcomes:
+    def record(self, step: StepRows, token_ids: Ints, failed: Bools | None = None) -> RowOutcomes:
         """Takes in what a step computed: rows move on, drawn tokens become known, rows end. Guesses do not count.
 
         Args:
             step: What `apply` returned.
             token_ids: [sampling] the token drawn for each row that samples.
-            failed: [computing] rows that are over because of an error; what was drawn for them is dropped.
+            failed: [computing] rows that are over because of an error; what was drawn for them is dropped. None if
+                none is.
         """
         columns = self.columns
-        columns.computed_counts[step.places] += step.chunk_counts - step.draft_counts
-        columns.is_over[step.places[failed]] = True
-        good = ~failed[step.samples]
-        rows, places, drawn = step.rows[step.samples][good], step.places[step.samples][good], token_ids[good]
-        columns.append_tokens(places, drawn)
-        self.grammars.append_tokens(places, drawn)
-        ends = self._row_ends(places, drawn)
-        ended = ends > 0
-        columns.is_over[places[ended]] = True
-        token_counts = np.zeros(step.row_count, dtype=np.int64)
-        token_counts[rows] = 1
-        ended_rows, row_ends = rows[ended], ends[ended]
-        if step.completes.any():
-            pooled = step.completes & ~failed
+        computed = step.ends if step.decodes else step.ends - step.draft_counts
+        columns.computed_counts[step.places] = computed
+        rows, places, known = step.sampling(step.rows), step.sampling(step.places), step.sampling(computed)
+        if failed is not None:
+            columns.is_over[step.places[failed]] = True
+            good = ~step.sampling(failed)
+            rows, places, known, token_ids = rows[good], places[good], known[good], token_ids[good]
+        columns.append_tokens(places, known, token_ids)
+        if step.needs & CHANGES:
+            columns.processors.append_tokens(places, token_ids)
+            self.grammars.append_tokens(places, token_ids)
+        drawn = token_ids.tolist()
+        ended_rows, kinds = _NONE, _NONE
+        if step.left <= 1 or not step.endings.isdisjoint(drawn):
+            ended, kinds = self._find_ends(places, known + 1, token_ids)
+            ended_rows = rows[ended]
+        if step is self._applied and failed is None and len(ended_rows) == 0:
+            self._repeatable = step
+        if step.needs & POOLS and step.completes.any():
+            pooled = step.completes if failed is None else step.completes & ~failed
             columns.is_over[step.places[pooled]] = True
             ended_rows = np.concatenate((ended_rows, step.rows[pooled]))
             order = ended_rows.argsort()
-            row_ends = np.concatenate((row_ends, np.full(pooled.sum(), int(RowEnd.POOLED))))[order]
+            kinds = np.concatenate((kinds, np.full(pooled.sum(), int(RowEnd.POOLED))))[order]
             ended_rows = ended_rows[order]
         return RowOutcomes(
-            token_counts=tuple(token_counts.tolist()),
-            token_ids=tuple(drawn.tolist()),
+            token_counts=_marks(rows, step.row_count),
+            token_ids=tuple(drawn),
             ended_rows=tuple(ended_rows.tolist()),
-            row_ends=tuple(map(RowEnd, row_ends.tolist())),
+            row_ends=tuple(map(RowEnd, kinds.tolist())),
         )
 
     def generated_counts(self, places: Ints) -> Ints:
@@ -265,7 +361,7 @@ class InputBatch:
 
     def last_tokens(self, places: Ints) -> Ints:
         """Returns the last known token of each row."""
-        return self.columns.token_ids[places, self.columns.token_counts[places] - 1].astype(np.int64)
+        return cells_of(self.columns.token_ids, places, self.columns.token_counts[places] - 1)
 
     def end_of_sequence_tokens(self, places: Ints) -> tuple[Ints, Ints]:
         """Returns the tokens that end a sequence: indices into `places` and, as long, token ids."""
@@ -330,7 +426,8 @@ class InputBatch:
         if not plan.block_rows:
             return
         places = self._places[np.array(plan.block_rows, dtype=np.int64)]
-        self.columns.append_blocks(places, np.array(plan.block_counts), np.array(plan.block_ids, dtype=np.int32))
+        self.columns.append_blocks(places, np.array(plan.block_counts), np.array(plan.block_ids, dtype=np.int64))
+        self._tables = None
 
     def _select_rows(self, plan: StepPlan) -> StepRows:
         columns, places = self.columns, self._places
@@ -344,41 +441,70 @@ class InputBatch:
         places, chunk_counts = places[rows], chunk_counts[rows]
         starts = columns.computed_counts[places]
         left = columns.token_counts[places] - starts
-        self._check_reach(rows, places, starts, chunk_counts, left)
+        ends = starts + chunk_counts
+        total = int(chunk_counts.sum())
+        if len(far := (chunk_counts > left).nonzero()[0]) > 0:
+            row = far[0]
+            raise PlanRejected(f"row {rows[row]}: a chunk of {chunk_counts[row]} exceeds the {left[row]} tokens left")
+        limit = self._description.token_limit
+        if limit and total > limit:
+            raise PlanRejected(f"{total} tokens are more than the limit of {limit}")
         reaches, pools = chunk_counts == left, columns.is_pooled[places]
+        samples = reaches & ~pools
         return StepRows(
             row_count=self.row_count,
             rows=rows,
             places=places,
             starts=starts,
+            ends=ends,
+            longest=int(ends.max(initial=0)),
             chunk_counts=chunk_counts,
             draft_counts=np.zeros(len(rows), dtype=np.int64),
-            samples=reaches & ~pools,
+            samples=samples,
             pools=pools,
             completes=reaches & pools,
+            needs=columns.needs_of(places),
+            endings=frozenset(columns.ending_token_ids[places].ravel().tolist()),
+            left=int((columns.token_limits[places] - columns.token_counts[places]).min(initial=_MANY)),
+            decodes=0 < total == len(rows) and bool(samples.all()),
         )
 
-    def _check_reach(self, rows: Ints, places: Ints, starts: Ints, chunk_counts: Ints, left: Ints) -> None:
-        if len(far := (chunk_counts > left).nonzero()[0]) > 0:
-            row = far[0]
-            raise PlanRejected(f"row {rows[row]}: a chunk of {chunk_counts[row]} exceeds the {left[row]} tokens left")
-        held = self.columns.block_counts[places] * self._description.block_size
-        needed = starts + chunk_counts
-        if len(short := (needed > held).nonzero()[0]) > 0:
-            row = short[0]
-            raise PlanRejected(f"row {rows[row]}: a block table for {held[row]} tokens cannot hold {needed[row]}")
-        limit, total = self._description.token_limit, int(chunk_counts.sum())
-        if limit and total > limit:
-            raise PlanRejected(f"{total} tokens are more than the limit of {limit}")
+    def _check_room(self, step: StepRows) -> None:
+        held = self.columns.block_counts[step.places] * self._description.block_size
+        room = held - step.ends
+        self._room = int(room.min(initial=_MANY))
+        if self._room < 0:
+            row = (room < 0).nonzero()[0][0]
+            raise PlanRejected(
+                f"row {step.rows[row]}: a block table for {held[row]} tokens cannot hold {step.ends[row]}"
+            )
 
-    def _row_ends(self, places: Ints, drawn: Ints) -> Ints:
-        """Returns a RowEnd for each row, 0 for one that goes on."""
+    def _find_ends(self, places: Ints, known: Ints, drawn: Ints) -> tuple[Ints, Ints]:
+        """Ends rows that a token was drawn for.
+
+        Args:
+            places: [row]
+            known: [row] tokens that it has now.
+            drawn: [row] the last of them.
+
+        Returns:
+            Which rows end, ascending, and as long, the RowEnd of each.
+        """
         columns = self.columns
-        limited = columns.token_counts[places] >= columns.token_limits[places]
-        ends = np.where(limited, int(RowEnd.TOKEN_LIMIT), 0)
+        is_over = known >= columns.token_limits[places]
         hits = columns.ending_token_ids[places] == drawn[:, None]
-        if hits.any():
-            # End-of-sequence ids come first in the columns, so they win over stop tokens.
-            kinds = columns.ending_kinds[places, hits.argmax(axis=1)]
-            ends = np.where(hits.any(axis=1), kinds, ends)
-        return ends
+        # End-of-sequence ids come first in the columns, so they win over stop tokens.
+        kinds = columns.ending_kinds[places, hits.argmax(axis=1)]
+        kinds = np.where(hits.any(axis=1), kinds, np.where(is_over, int(RowEnd.TOKEN_LIMIT), 0))
+        ended = kinds.nonzero()[0]
+        columns.is_over[places[ended]] = True
+        return ended, kinds[ended]
+
+
+def _marks(rows: Ints, row_count: int) -> tuple[int, ...]:
+    """Returns 1 for each of some rows, 0 for the others."""
+    if len(rows) == row_count:
+        return (1,) * row_count
+    marks = np.zeros(row_count, dtype=np.int64)
+    marks[rows] = 1
+    return tuple(marks.tolist())

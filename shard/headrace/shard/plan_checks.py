@@ -16,6 +16,11 @@ def check_columns(plan: StepPlan, *, row_count: int, block_count: int) -> None:
     Raises:
         PlanRejected: naming the column.
     """
+    # Most plans change nothing.
+    if not (plan.block_rows or plan.block_counts or plan.block_ids) and not (
+        plan.chunk_rows or plan.chunk_token_counts or plan.held_rows
+    ):
+        return
     _check_lengths("block_rows", len(plan.block_rows), "block_counts", len(plan.block_counts))
     _check_lengths("block_ids", len(plan.block_ids), "sum of block_counts", sum(plan.block_counts))
     _check_lengths("chunk_rows", len(plan.chunk_rows), "chunk_token_counts", len(plan.chunk_token_counts))

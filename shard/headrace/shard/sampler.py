@@ -1,5 +1,7 @@
 """Draws the next token of each row, and has log-probabilities reported where a row asked for them."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 
 from headrace.contract.step import CONSTRAINT_TOO_COMPLEX, NO_TOKEN_LEFT, RowError, RowLogprobs
 from headrace.kernels.dispatch import Kernels
+from headrace.kernels.likeliest_tokens import LikeliestTokens
+from headrace.shard.batch_columns import CHANGES, DRAWS, REPORTS
 from headrace.shard.free_draws import FreeDraws
 from headrace.shard.input_batch import InputBatch, StepRows
 from headrace.shard.logits_processor import LogitsProcessor
@@ -20,14 +24,14 @@ _ERRORS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Draw:
     """What was drawn in one step."""
 
     token_ids: NDArray[np.int64]
     """[sampling]; arbitrary for rows that failed."""
-    failed: NDArray[np.bool_]
-    """[computing]"""
+    failed: NDArray[np.bool_] | None
+    """[computing] None if no row did."""
     errors: tuple[RowError, ...]
     logprobs: tuple[RowLogprobs, ...]
 
@@ -50,40 +54,78 @@ class Sampler:
         """
         # NOTE: after a forward pass no cache holds what an array operation needs: each that most steps can do without
         # is one.
-        places, rows = step.places[step.samples], step.rows[step.samples]
+        places = step.sampling(step.places)
         likeliest = self._kernels.likeliest(logits)
-        broken = (~np.isfinite(likeliest.logits.cpu().numpy())).nonzero()[0]
-        if len(broken) > 0:
-            # The row is over; zeros only keep the others' arithmetic clean.
-            logits[torch.from_numpy(broken)] = 0.0
+        peaks = likeliest.logits.cpu().numpy().tolist()
+        broken = [index for index, peak in enumerate(peaks) if not math.isfinite(peak)]
+        if broken:
+            # The rows are over; zeros only keep the others' arithmetic clean.
+            logits[torch.tensor(broken)] = 0.0
         errors: dict[int, tuple[str, str]] = {}
+        processed = logits
+        if step.needs & CHANGES:
+            processed, token_ids = self._draw_changed(logits, likeliest, batch, step, errors)
+        elif step.needs & DRAWS:
+            token_ids = draw_rows(self._kernels, logits, batch.columns, places)
+        else:
+            token_ids = likeliest.token_ids
+        if broken:
+            errors |= dict.fromkeys(broken, ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"]))
+        logprobs: tuple[RowLogprobs, ...] = ()
+        if step.needs & REPORTS:
+            drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
+            logprobs = self._report(drawn, batch, step, errors)
+        return Draw(
+            token_ids=token_ids.cpu().numpy(),
+            failed=_failed(step, errors) if errors else None,
+            errors=_row_errors(step, errors) if errors else (),
+            logprobs=logprobs,
+        )
+
+    def _draw_changed(
+        self,
+        logits: torch.Tensor,
+        likeliest: LikeliestTokens,
+        batch: InputBatch,
+        step: StepRows,
+        errors: dict[int, tuple[str, str]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns processed logits and what was drawn, where any row may ask for more than a draw; adds errors."""
+        places = step.sampling(step.places)
         processor = LogitsProcessor(self._kernels, batch, places, likeliest.token_ids.cpu().numpy())
         free = FreeDraws(self._kernels, batch, places, processor)
         processed = logits
         if processor.changes_logits or free.changes_logits:
             # Whoever wants the model's own distribution reported needs it as it was.
             dtype = torch.float32 if processor.computes else logits.dtype
-            processed = logits.to(dtype, copy=bool(batch.columns.reports_logprobs[places].any()))
+            processed = logits.to(dtype, copy=bool(step.needs & REPORTS))
             for index in processor.apply(processed).nonzero()[0].tolist():
                 errors[index] = (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT])
-        if not processor.changes_logits and np.count_nonzero(batch.columns.temperatures[places]) == 0:
-            token_ids = likeliest.token_ids
-        else:
+        if processor.changes_logits or step.needs & DRAWS:
             token_ids = draw_rows(self._kernels, processed, batch.columns, places)
+        else:
+            token_ids = likeliest.token_ids
         for index in free.settle(processed, token_ids).tolist():
             errors[index] = (NO_TOKEN_LEFT, _ERRORS[NO_TOKEN_LEFT])
         for index, detail in (*processor.failed_grammars.items(), *free.failed_grammars.items()):
             errors[index] = (CONSTRAINT_TOO_COMPLEX, detail)
-        for index in broken.tolist():
-            errors[index] = ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"])
-        failed, is_good = np.zeros(len(step.rows), dtype=np.bool_), np.ones(len(rows), dtype=np.bool_)
-        if errors:
-            is_good[list(errors)] = False
-            failed[step.samples] = ~is_good
-        drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
-        return Draw(
-            token_ids=token_ids.cpu().numpy(),
-            failed=failed,
-            errors=tuple(RowError(int(rows[index]), *error) for index, error in sorted(errors.items())),
-            logprobs=self.reporter.report_drawn(drawn, batch.columns, rows, places, is_good),
-        )
+        return processed, token_ids
+
+    def _report(
+        self, drawn: DrawnTokens, batch: InputBatch, step: StepRows, errors: Mapping[int, tuple[str, str]]
+    ) -> tuple[RowLogprobs, ...]:
+        rows, places = step.sampling(step.rows), step.sampling(step.places)
+        is_good = np.ones(len(rows), dtype=np.bool_)
+        is_good[list(errors)] = False
+        return self.reporter.report_drawn(drawn, batch.columns, rows, places, is_good)
+
+
+def _failed(step: StepRows, errors: Mapping[int, tuple[str, str]]) -> NDArray[np.bool_]:
+    failed = np.zeros(len(step.rows), dtype=np.bool_)
+    failed[step.samples.nonzero()[0][list(errors)]] = True
+    return failed
+
+
+def _row_errors(step: StepRows, errors: Mapping[int, tuple[str, str]]) -> tuple[RowError, ...]:
+    rows = step.sampling(step.rows)
+    return tuple(RowError(int(rows[index]), *error) for index, error in sorted(errors.items()))

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class DrawnStep:
     """What a step came to."""
 
@@ -121,17 +121,20 @@ class _Follower:
         rows = self._step.further(self._step.rows[indices], places, batch.columns.computed_counts[places])
         batch.grammars.begin(places)
         draw = self._sampler.draw(_rows_of(self._logits, self._firsts[going_on] + depth + 1), batch, rows)
-        good = ~draw.failed
-        if not good.all():
+        drawn = draw.token_ids
+        if draw.failed is not None:
+            good = ~draw.failed
+            going_on, drawn = going_on[good], drawn[good]
             rows = self._step.further(rows.rows[good], places[good], rows.starts[good])
-        drawn = draw.token_ids[good]
-        self.outcomes.append(batch.record(rows, drawn, np.zeros(len(drawn), dtype=np.bool_)))
+        self.outcomes.append(batch.record(rows, drawn))
         self.logprobs += draw.logprobs
-        return going_on[good], drawn
+        return going_on, drawn
 
 
 def _record(batch: InputBatch, step: StepRows, draw: Draw, failed: Bools | None) -> RowOutcomes:
-    return batch.record(step, draw.token_ids, draw.failed if failed is None else draw.failed | failed)
+    if failed is None or draw.failed is None:
+        return batch.record(step, draw.token_ids, draw.failed if failed is None else failed)
+    return batch.record(step, draw.token_ids, draw.failed | failed)
 
 
 def _rows_of(logits: torch.Tensor, indices: Ints) -> torch.Tensor:

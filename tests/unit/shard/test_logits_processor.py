@@ -299,7 +299,9 @@ def test_a_row_never_depends_on_the_others_or_on_its_history(
     )
     places = batch.apply(plan).places
     for token_id in steps:
-        batch.columns.append_tokens(places, np.array([(token_id + row) % VOCABULARY for row in range(len(rows))]))
+        token_ids = np.array([(token_id + row) % VOCABULARY for row in range(len(rows))])
+        batch.columns.append_tokens(places, batch.columns.token_counts[places], token_ids)
+        batch.columns.processors.append_tokens(places, token_ids)
     logits = random_logits(len(rows))
     together = logits.clone()
     LogitsProcessor(KERNELS, batch, places, logits.argmax(dim=1).numpy()).apply(together)

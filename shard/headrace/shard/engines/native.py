@@ -14,6 +14,7 @@ from headrace.contract.vocabulary import Vocabulary
 from headrace.shard.adapter_files import read_adapter_files
 from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
 from headrace.shard.adapter_stacks import AdapterStacks
+from headrace.shard.batch_columns import POOLS
 from headrace.shard.compute_threads import ComputeThreads, stay_in_inference_mode
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
@@ -137,9 +138,9 @@ class NativeEngine:
         if drafts is not None:
             step = batch.add_drafts(step, drafts)
         # Made by a helper while the model runs, and waited for when a token is drawn.
-        batch.grammars.begin(step.places[step.samples])
+        batch.grammars.begin(step.sampling(step.places))
         flat = batch.flatten(step)
-        wanted = self._pooler.select(step, flat, batch.columns) if step.pools.any() else None
+        wanted = self._pooler.select(step, flat, batch.columns) if step.needs & POOLS else None
         prompt = batch.prompt_targets(step, flat)
         asked = [tokens.indices for tokens in (wanted, prompt) if tokens is not None]
         hidden_indices = np.concatenate(asked) if asked else None

@@ -107,23 +107,32 @@ class ModelDrafter:
         drafts = batch.columns.drafts
         order = np.arange(len(places))
         no = np.zeros(len(places), dtype=np.bool_)
+        starts = drafts.indexed_counts[places]
+        ends = starts + chunk_counts
+        is_one_each = int(chunk_counts.max()) == 1
         step = StepRows(
             row_count=len(places),
             rows=order,
             places=places,
-            starts=drafts.indexed_counts[places],
+            starts=starts,
+            ends=ends,
+            longest=int(ends.max()),
             chunk_counts=chunk_counts,
             draft_counts=np.zeros_like(chunk_counts),
             samples=~no,
             pools=no,
             completes=no,
+            needs=0,
+            endings=frozenset(),
+            left=0,
+            decodes=is_one_each,
         )
         began_s = self._clock.now()
         inputs = self._runner.prepare(batch.flatten(step), batch.block_tables(step), step.output_indices())
         logits = self._runner.run(inputs).logits
-        if int(chunk_counts.max()) == 1:
+        if is_one_each:
             self._cost.observe(len(places), self._clock.now() - began_s, has_drafts=False)
-        drafts.indexed_counts[places] += chunk_counts
+        drafts.indexed_counts[places] = ends
         return logits
 
     def _draw(self, logits: torch.Tensor, batch: InputBatch, places: Ints, positions: Ints) -> NDArray[np.int64]:

@@ -86,10 +86,10 @@ class NgramDrafter(GrowingColumns):
         starts = self._matches[places]
         periods = batch.columns.token_counts[places] - starts
         positions = starts[:, None] + np.arange(counts.max(initial=0)) % periods[:, None]
-        guesses: Ints = batch.columns.token_ids[places[:, None], positions].astype(np.int64)
+        guesses: Ints = batch.columns.token_ids[places[:, None], positions]
         return guesses
 
-    def _index(self, token_ids: NDArray[np.int32], places: Ints, indexed: Ints, counts: Ints) -> None:
+    def _index(self, token_ids: Ints, places: Ints, indexed: Ints, counts: Ints) -> None:
         """Takes in any number of new tokens of each row, all of them where none was looked at."""
         self._buckets[places[indexed == 0]] = 0
         firsts = np.maximum(indexed, NGRAM_TOKEN_COUNT)
@@ -100,7 +100,7 @@ class NgramDrafter(GrowingColumns):
         self._buckets[owners, _buckets_of(token_ids[owners[:, None], ends[:, None] - _DISTANCES])] = ends
 
 
-def _buckets_of(ngrams: NDArray[np.int32]) -> Ints:
+def _buckets_of(ngrams: Ints) -> Ints:
     """Returns [ngram] the buckets of n-grams [ngram, token]."""
     mixed: NDArray[np.uint64] = ngrams.astype(np.uint64) @ _MULTIPLIERS
     return (mixed >> _SHIFT).view(np.int64)

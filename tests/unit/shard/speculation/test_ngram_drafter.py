@@ -56,8 +56,8 @@ def test_guesses_are_those_of_a_full_search(
         index = number % len(texts)
         for _ in range(piece):
             if left[index]:
+                batch.columns.append_tokens(places[[index]], np.array([len(known[index])]), np.array(left[index][:1]))
                 known[index].append(left[index].pop(0))
-                batch.columns.append_tokens(places[[index]], np.array(known[index][-1:]))
         found = drafter.look(batch, places)
         expected = [expected_guesses(tokens, count) for tokens in known]
         assert found.tolist() == [guesses is not None for guesses in expected]
