@@ -120,6 +120,26 @@ def test_draws_as_the_reference(
     assert torch.equal(cpu_kernels.sample(logits, **columns), REFERENCE.sample(logits, **columns))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.9999), (300, 1.0), (19_000, 1.0), (50, 0.5)])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 4.0, 20.0])
+def test_draws_as_the_reference_from_few_tokens_and_from_many(
+    cpu_kernels: CpuKernels, scale: float, top_k: int, top_p: float, dtype: torch.dtype
+) -> None:
+    """The likeliest tokens are found by how far they are from the first one, which may be any distance."""
+    logits = (randn(8, 20_000) * scale).to(dtype)
+    logits[4:, 1_000:19_500] = -torch.inf
+    logits[6:, ::3] = -torch.inf
+    columns = {
+        "temperature": torch.tensor([0.2, 0.7, 1.0, 4.0] * 2),
+        "top_k": torch.full((8,), top_k),
+        "top_p": torch.full((8,), top_p),
+        "seeds": torch.arange(8),
+        "positions": torch.arange(8),
+    }
+    assert torch.equal(cpu_kernels.sample(logits, **columns), REFERENCE.sample(logits, **columns))
+
+
 def test_rows_draw_by_themselves(cpu_kernels: CpuKernels) -> None:
     logits = randn(6, 2000)
     columns = {

@@ -1,6 +1,7 @@
 #include "sampling.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "threads.h"
@@ -11,6 +12,7 @@ namespace {
 
 // Logits that one thread goes through before a second one is worth calling.
 constexpr int64_t kLogitsPerThread = 16 * 1024;
+constexpr int64_t kChains = 4;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 typedef float HalfFloats __attribute__((vector_size(32)));
@@ -23,6 +25,17 @@ Doubles load_wide(const float* source) {
   return __builtin_convertvector(values, Doubles);
 }
 
+// What tokens are measured by until enough of them are kept: by their number, or by their weights.
+struct Ones {
+  float operator()(float) const { return 1.0f; }
+  Floats operator()(Floats) const { return broadcast(1.0f); }
+};
+
+struct Weights {
+  float operator()(float weight) const { return weight; }
+  Floats operator()(Floats weights) const { return weights; }
+};
+
 struct Candidate {
   float score;
   int64_t token_id;
@@ -34,23 +47,28 @@ bool is_likelier(const Candidate& left, const Candidate& right) {
 
 template <typename T>
 Candidate likeliest_of(const T* logits, int64_t begin, int64_t end) {
-  Floats best = broadcast(kNever);
-  Ints best_ids = {};
+  // NOTE: a comparison has to wait for the one before it, so several go on beside one another.
+  Floats best[kChains];
+  Ints best_ids[kChains] = {};
   Ints is_broken = {};
-  Ints ids = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(begin);
+  for (Floats& scores : best) scores = broadcast(kNever);
+  Ints ids = Ints{} + static_cast<int32_t>(begin);
   int64_t token_id = begin;
-  for (; token_id + kLanes <= end; token_id += kLanes, ids += static_cast<int32_t>(kLanes)) {
-    const Floats scores = load(logits + token_id);
-    const Ints is_better = scores > best;
-    best = is_better ? scores : best;
-    best_ids = is_better ? ids : best_ids;
-    is_broken |= scores != scores;
-  }
+  for (; token_id + kChains * kLanes <= end;
+       token_id += kChains * kLanes, ids += static_cast<int32_t>(kChains * kLanes))
+    for (int64_t chain = 0; chain < kChains; ++chain) {
+      const Floats scores = load(logits + token_id + chain * kLanes);
+      const Ints is_better = scores > best[chain];
+      best[chain] = is_better ? scores : best[chain];
+      best_ids[chain] = is_better ? ids : best_ids[chain];
+      is_broken |= scores != scores;
+    }
   Candidate found = {kNever, end};
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    const Candidate candidate = {best[lane], best_ids[lane]};
-    if (candidate.score > kNever && is_likelier(candidate, found)) found = candidate;
-  }
+  for (int64_t chain = 0; chain < kChains; ++chain)
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const Candidate candidate = {best[chain][lane], best_ids[chain][lane] + chain * kLanes + lane};
+      if (candidate.score > kNever && is_likelier(candidate, found)) found = candidate;
+    }
   for (; token_id < end; ++token_id) {
     const Candidate candidate = {widen(logits[token_id]), token_id};
     if (is_likelier(candidate, found)) found = candidate;
@@ -103,7 +121,8 @@ class Distribution {
   // Takes the next row.
   void fill(const T* logits, float temperature) {
     logits_ = logits;
-    for (std::size_t block = 0; block < peaks_.size(); ++block) peaks_[block] = peak_of(begin(block), end(block));
+    for (std::size_t block = 0; block < peaks_.size(); ++block)
+      peaks_[block] = peak_of(logits_, {begin(block), end(block)});
     const float peak = *std::max_element(peaks_.begin(), peaks_.end());
     for (std::size_t block = 0; block < peaks_.size(); ++block) {
       if (peaks_[block] == kNever) {
@@ -124,12 +143,16 @@ class Distribution {
     if (count <= 0 || count >= vocabulary_) return;
     scores_.resize(vocabulary_);
     for (int64_t token_id = 0; token_id < vocabulary_; ++token_id) scores_[token_id] = widen(logits_[token_id]);
-    keep_likeliest(scores_, static_cast<double>(count), [](float) { return 1.0; });
+    const float peak = *std::max_element(peaks_.begin(), peaks_.end());
+    keep_likeliest(scores_, static_cast<double>(count),
+                   {peak - 1.0f, peak - 2.0f, peak - 4.0f, peak - 6.0f, peak - 9.0f, peak - 13.0f}, Ones{});
   }
 
   void keep_top_p(float share) {
     if (share >= 1.0f) return;
-    keep_likeliest(weights_, sum_blocks() * static_cast<double>(share), [](float weight) { return double{weight}; });
+    // Of the likeliest token the weight is 1.
+    keep_likeliest(weights_, sum_blocks() * static_cast<double>(share),
+                   {0x1p-4f, 0x1p-7f, 0x1p-10f, 0x1p-13f, 0x1p-16f, 0x1p-20f}, Weights{});
   }
 
   int64_t draw(double number) {
@@ -151,17 +174,23 @@ class Distribution {
   }
 
  private:
+  using Levels = std::array<float, 6>;
+
   // Tokens that are summed together.
   static constexpr int64_t kBlock = 512;
+  // Tokens that are looked at one by one, or not at all.
+  static constexpr int64_t kRun = 64;
 
   int64_t begin(std::size_t block) const { return static_cast<int64_t>(block) * kBlock; }
   int64_t end(std::size_t block) const { return std::min(begin(block) + kBlock, vocabulary_); }
 
-  float peak_of(int64_t token_id, int64_t end) const {
+  template <typename Value>
+  static float peak_of(const Value* values, Share share) {
     Floats peaks = broadcast(kNever);
-    for (; token_id + kLanes <= end; token_id += kLanes) peaks = maximum(peaks, load(logits_ + token_id));
+    int64_t token_id = share.begin;
+    for (; token_id + kLanes <= share.end; token_id += kLanes) peaks = maximum(peaks, load(values + token_id));
     float peak = largest(peaks);
-    for (; token_id < end; ++token_id) peak = std::max(peak, widen(logits_[token_id]));
+    for (; token_id < share.end; ++token_id) peak = std::max(peak, widen(values[token_id]));
     return peak;
   }
 
@@ -188,22 +217,63 @@ class Distribution {
   // NOTE: tokens are counted by the leading bits of their values, so only those on the border need an order. Sorting
   // all of a vocabulary took longer than a step of the model.
   template <typename Measure>
-  void keep_likeliest(const std::vector<float>& values, double wanted, const Measure& measure) {
+  void keep_likeliest(const std::vector<float>& values, double wanted, const Levels& levels, const Measure& measure) {
+    collect(values, level_for(values, wanted, levels, measure));
     std::vector<double> buckets(kBucketCount, 0.0);
-    for (const float value : values) buckets[bucket_of(value)] += measure(value);
+    for (const Candidate& candidate : candidates_) buckets[bucket_of(candidate.score)] += measure(candidate.score);
     double reached = 0.0;
     int64_t border = kBucketCount - 1;
     while (border > 0 && reached + buckets[border] < wanted) reached += buckets[border--];
-    candidates_.clear();
-    for (std::size_t token_id = 0; token_id < values.size(); ++token_id) {
-      const int64_t bucket = bucket_of(values[token_id]);
-      if (bucket < border) weights_[token_id] = 0.0f;
-      if (bucket == border) candidates_.push_back({values[token_id], static_cast<int64_t>(token_id)});
+    std::size_t count = 0;
+    for (const Candidate& candidate : candidates_) {
+      const int64_t bucket = bucket_of(candidate.score);
+      if (bucket < border) weights_[candidate.token_id] = 0.0f;
+      if (bucket == border) candidates_[count++] = candidate;
     }
+    candidates_.resize(count);
     std::sort(candidates_.begin(), candidates_.end(), is_likelier);
     for (const Candidate& candidate : candidates_) {
       if (reached >= wanted) weights_[candidate.token_id] = 0.0f;
       reached += measure(candidate.score);
+    }
+  }
+
+  // Returns the first of descending levels above which the values certainly reach what is wanted; else one below all.
+  // NOTE: a few hundred tokens mostly do, and to count each of a vocabulary took longer than all else of a draw.
+  template <typename Measure>
+  float level_for(const std::vector<float>& values, double wanted, const Levels& levels, const Measure& measure) const {
+    std::array<double, std::tuple_size_v<Levels>> reached = {};
+    for (std::size_t block = 0; block < peaks_.size(); ++block) {
+      std::array<Floats, std::tuple_size_v<Levels>> sums = {};
+      for (int64_t token_id = begin(block); token_id + kLanes <= end(block); token_id += kLanes) {
+        const Floats lanes = load(&values[token_id]);
+        const Floats measured = measure(lanes);
+        for (std::size_t level = 0; level < levels.size(); ++level)
+          sums[level] += lanes >= levels[level] ? measured : Floats{};
+      }
+      for (std::size_t level = 0; level < levels.size(); ++level) reached[level] += sum(sums[level]);
+    }
+    for (std::size_t level = 0; level < levels.size(); ++level)
+      // By far more than what rounding makes of a sum.
+      if (reached[level] > wanted * 1.0001) return levels[level];
+    return kNever;
+  }
+
+  // Makes candidates of the tokens that are at a level or above, and zeroes the weights of the others.
+  void collect(const std::vector<float>& values, float level) {
+    candidates_.clear();
+    for (int64_t run = 0; run < vocabulary_; run += kRun) {
+      const Share share = {run, std::min(run + kRun, vocabulary_)};
+      if (peak_of(values.data(), share) < level) {
+        std::fill(weights_.data() + share.begin, weights_.data() + share.end, 0.0f);
+        continue;
+      }
+      for (int64_t token_id = share.begin; token_id < share.end; ++token_id) {
+        if (values[token_id] >= level)
+          candidates_.push_back({values[token_id], token_id});
+        else
+          weights_[token_id] = 0.0f;
+      }
     }
   }
 
