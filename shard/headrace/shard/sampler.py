@@ -57,7 +57,7 @@ class Sampler:
         places = step.sampling(step.places)
         likeliest = self._kernels.likeliest(logits)
         peaks = likeliest.logits.cpu().numpy().tolist()
-        broken = [index for index, peak in enumerate(peaks) if not math.isfinite(peak)]
+        broken = [index for index, peak in enumerate(peaks) if not abs(peak) < math.inf]
         if broken:
             # The rows are over; zeros only keep the others' arithmetic clean.
             logits[torch.tensor(broken)] = 0.0

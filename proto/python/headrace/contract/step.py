@@ -130,9 +130,9 @@ class RowVector:
     """float32, little-endian."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StepTimings:
-    """Where a step's time went, in seconds."""
+    """Where a step's time went, in seconds. Not frozen: each of those that a result passes adds what it alone knows."""
 
     queued_s: float = 0.0
     prepare_s: float = 0.0
