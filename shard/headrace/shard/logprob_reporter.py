@@ -12,7 +12,7 @@ from headrace.kernels.dispatch import Kernels
 from headrace.kernels.logits_filters import filtered_scores
 from headrace.kernels.token_logprobs import TokenLogprobs
 from headrace.shard.batch_columns import BatchColumns
-from headrace.shard.input_batch import PromptTargets
+from headrace.shard.step_rows import PromptTargets
 
 Ints = NDArray[np.int64]
 

@@ -8,9 +8,9 @@ from headrace.kernels.dispatch import Kernels
 from headrace.kernels.low_rank import TokenAdapters
 from headrace.shard.adapter_stacks import StepAdapters
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
-from headrace.shard.input_batch import FlatTokens
 from headrace.shard.kv_pages import KvPages
 from headrace.shard.models.registry import Model
+from headrace.shard.step_rows import FlatTokens
 
 
 class ModelRunner:

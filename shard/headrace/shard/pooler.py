@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from headrace.contract.pooling import Pooling, PoolingOptions
 from headrace.contract.step import RowError, RowVector
 from headrace.shard.batch_columns import BatchColumns
-from headrace.shard.input_batch import FlatTokens, StepRows
+from headrace.shard.step_rows import FlatTokens, StepRows
 
 _NOT_FINITE = "HIDDEN_STATE_NOT_FINITE"
 

@@ -13,10 +13,11 @@ from headrace.kernels.dispatch import Kernels
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.shard.batch_columns import CHANGES, DRAWS, REPORTS
 from headrace.shard.free_draws import FreeDraws
-from headrace.shard.input_batch import InputBatch, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.logits_processor import LogitsProcessor
 from headrace.shard.logprob_reporter import DrawnTokens, LogprobReporter
 from headrace.shard.seeded_draw import draw_rows
+from headrace.shard.step_rows import StepRows
 
 _ERRORS = {
     "LOGITS_NOT_FINITE": "the model computed a logit that is not a finite number",

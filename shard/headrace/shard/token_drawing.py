@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.contract.step import RowError, RowLogprobs
-from headrace.shard.input_batch import InputBatch, RowOutcomes, StepDrafts, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.sampler import Draw, Sampler
+from headrace.shard.step_rows import RowOutcomes, StepDrafts, StepRows
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -13,7 +13,8 @@ from headrace.contract.sampling import RowStopRules
 from headrace.contract.step import AdmittedSequence, RowError, StepPlan, StepResult
 from headrace.shard.engines.fake import FakeEngine, FakeOptions
 from headrace.shard.engines.fake_oracle import expected_tokens
-from headrace.shard.input_batch import InputBatch, StepRows
+from headrace.shard.input_batch import InputBatch
+from headrace.shard.step_rows import StepRows
 
 OPTIONS = FakeOptions(block_size=3, block_count=1601, context_token_count=600)
 

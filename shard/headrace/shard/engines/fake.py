@@ -25,10 +25,11 @@ from headrace.shard.adapter_files import read_adapter_files
 from headrace.shard.adapter_rows import AdapterLimits, AdapterRows
 from headrace.shard.capabilities import FAKE_FIELDS
 from headrace.shard.engines.fake_oracle import MULTIPLIER, FakeModel, adapter_offset, drawn_share, hidden_state
-from headrace.shard.input_batch import FlatTokens, InputBatch, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.options import OptionValue, parse_options
 from headrace.shard.peft_config import parse_peft_config
 from headrace.shard.pooler import Pooler
+from headrace.shard.step_rows import FlatTokens, StepRows
 
 POISON_EXIT_STATUS = 86
 """Exit status of a process that a poisonous token ended."""

@@ -18,13 +18,14 @@ from headrace.shard.batch_columns import POOLS
 from headrace.shard.compute_threads import ComputeThreads, stay_in_inference_mode
 from headrace.shard.engines.native_loader import NativeLoader
 from headrace.shard.engines.native_options import NativeOptions
-from headrace.shard.input_batch import InputBatch, PromptTargets, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.lora_weights import LoraReader, LoraWeights
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.options import OptionValue, parse_options
 from headrace.shard.pooler import Pooled, PooledTokens, Pooler
 from headrace.shard.sampler import Sampler
 from headrace.shard.speculation.speculator import Speculator
+from headrace.shard.step_rows import PromptTargets, StepRows
 from headrace.shard.token_drawing import draw_step
 
 

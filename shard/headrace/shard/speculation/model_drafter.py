@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from headrace.contract.clock import Clock
 from headrace.kernels.dispatch import Kernels
-from headrace.shard.input_batch import InputBatch, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.model_runner import ModelRunner
 from headrace.shard.speculation.step_cost import StepCost
+from headrace.shard.step_rows import StepRows
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from headrace.contract.clock import Clock
 from headrace.contract.engine import EngineDescription
-from headrace.shard.input_batch import InputBatch, StepDrafts, StepRows
+from headrace.shard.input_batch import InputBatch
 from headrace.shard.speculation.draft_choice import choose_counts
 from headrace.shard.speculation.drafter import Drafter
 from headrace.shard.speculation.guess_account import GuessAccount
 from headrace.shard.speculation.step_cost import StepCost
+from headrace.shard.step_rows import StepDrafts, StepRows
 
 Ints = NDArray[np.int64]
 
