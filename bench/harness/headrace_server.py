@@ -24,9 +24,12 @@ _REQUEST_DEADLINE_S = 300.0
 class HeadraceServer:
     """A router and a shard, each in a process of its own, and a client here."""
 
-    def __init__(self, process: StartedProcess, client: AsyncClient, address: str) -> None:
+    def __init__(self, process: StartedProcess, address: str) -> None:
         self._process = process
-        self.client = client
+        self.client = _client(address, multiplexes=True)
+        """Its streams share calls."""
+        self.client_of_calls = _client(address, multiplexes=False)
+        """Each of its streams is a call."""
         self.address = address
 
     @classmethod
@@ -42,8 +45,7 @@ class HeadraceServer:
         ]  # fmt: skip
         process = await StartedProcess.start(command, log=log, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
         address = (await process.read_line(_START_TIMEOUT_S)).decode().split()[-1]
-        client = AsyncClient(address, deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,))
-        return cls(process, client, address)
+        return cls(process, address)
 
     @property
     def process_id(self) -> int:
@@ -54,8 +56,8 @@ class HeadraceServer:
         """Returns what the router counted so far."""
         return await self.client.get_load(deadline_s=10.0)
 
-    async def run(self, requests: Sequence[Request]) -> list[Trace]:
-        """Runs a job, each request on a stream of its own.
+    async def run(self, requests: Sequence[Request], client: AsyncClient | None = None) -> list[Trace]:
+        """Runs a job, each request on a stream of its own, through the client whose streams share calls or another.
 
         Raises:
             HeadraceError: a request failed.
@@ -63,13 +65,15 @@ class HeadraceServer:
         salt = secrets.token_hex(8)
         began_s = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(self._stream(request, began_s, salt)) for request in requests]
+            running = [
+                tasks.create_task(self._stream(client or self.client, request, began_s, salt)) for request in requests
+            ]
         return [task.result() for task in running]
 
-    async def _stream(self, request: Request, began_s: float, salt: str) -> Trace:
+    async def _stream(self, client: AsyncClient, request: Request, began_s: float, salt: str) -> Trace:
         await asyncio.sleep(began_s + request.due_s - time.perf_counter())
         times_s: list[float] = []
-        stream = self.client.stream(
+        stream = client.stream(
             request.prompt,
             temperature=0.0,
             max_new_token_count=request.new_token_count,
@@ -85,5 +89,10 @@ class HeadraceServer:
     async def stop(self) -> None:
         """Ends the server and waits for it. Safe for one that ended."""
         await self.client.close()
+        await self.client_of_calls.close()
         self._process.terminate()
         await self._process.wait(_STOP_TIMEOUT_S)
+
+
+def _client(address: str, *, multiplexes: bool) -> AsyncClient:
+    return AsyncClient(address, deadline_s=_REQUEST_DEADLINE_S, channel_options=(NO_RETRIES,), multiplexes=multiplexes)

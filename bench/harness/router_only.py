@@ -18,12 +18,15 @@ from harness.sidecar import measure_sidecar
 from harness.started_process import ProcessEnded, StartedProcess
 from harness.systems import DRIVERS, LOGS, PEERS
 from harness.workloads import VOCABULARY_SIZE, Request
+from headrace.client import AsyncClient
 from headrace.client.bench_profile import step_profile
 from headrace.client.bench_summary import nearest_rank
 
 CPU_STREAM_COUNT = 64
 LATENCY_STREAM_COUNT = 32
 TOKEN_COUNT = 400
+SHARED = "headrace, streams share a call"
+SEPARATE = "headrace, a call for each stream"
 CPU_STEP_S = 0.01
 LATENCY_STEP_S = 0.02
 """About what a step of 32 rows takes on two cores."""
@@ -35,7 +38,7 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     """Returns microseconds of processor time per token, and milliseconds added per token, round by round."""
     LOGS.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
-        "cpu": {"headrace": []},
+        "cpu": {SHARED: [], SEPARATE: []},
         "sidecar_cpu": {"headrace rest": []},
         "sidecar_first_token": {"headrace rest": []},
         "latency": {"p50": [], "p99": []},
@@ -47,7 +50,8 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
     try:
         for round_index in range(round_count + 1):
             watch = LoadWatch(measured=server.process_id, idle=[] if smg is None else [smg[0].process_id])
-            ours = await _cpu_per_token(server, round_index)
+            ours = await _cpu_per_token(server, server.client, round_index)
+            separate = await _cpu_per_token(server, server.client_of_calls, round_index)
             shares.append(watch.shares())
             paces.add("headrace", counts=round_index > 0)
             theirs = None
@@ -65,11 +69,13 @@ async def measure_router(model: str, *, round_count: int) -> dict[str, Any]:
                     f"router {round_index}: over HTTP {http_us:.1f} us more, first token {http_ms:.2f} ms later",
                     flush=True,
                 )
-                result["cpu"]["headrace"].append(ours)
+                result["cpu"][SHARED].append(ours)
+                result["cpu"][SEPARATE].append(separate)
                 if smg is not None:
                     result["cpu"].setdefault(f"SMG {smg[1]['version']}", []).append(theirs)
                 print(
-                    f"router {round_index}: headrace {ours:.1f} us, SMG {theirs or 0:.1f} us per token; "
+                    f"router {round_index}: {ours:.1f} us per token, {separate:.1f} with a call for each stream, "
+                    f"SMG {theirs or 0:.1f}; "
                     f"others on the machine took {max(foreign for _, foreign in shares[-2:]):.0%} of a core",
                     flush=True,
                 )
@@ -116,10 +122,10 @@ def _requests(count: int, round_index: int) -> list[Request]:
     ]
 
 
-async def _cpu_per_token(server: HeadraceServer, round_index: int) -> float:
+async def _cpu_per_token(server: HeadraceServer, client: AsyncClient, round_index: int) -> float:
     requests = _requests(CPU_STREAM_COUNT, round_index)
     before_s = cpu_s(server.process_id)
-    await server.run(requests)
+    await server.run(requests, client)
     return 1e6 * (cpu_s(server.process_id) - before_s) / (CPU_STREAM_COUNT * TOKEN_COUNT)
 
 
