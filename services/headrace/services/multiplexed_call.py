@@ -18,6 +18,9 @@ from headrace.v1 import generate_service_pb2 as pb
 GENERATE_STREAM = "/headrace.v1.GenerateService/GenerateStream"
 """What each of the generations is: to the log, to metrics and to the rules of access."""
 
+TIMEOUT_LIMIT_S = 315_576_000_000
+"""Longest duration by protobuf's own rules. Timers of the event loop overflow at a thousand times as much."""
+
 _DETAILS_KEY = "grpc-status-details-bin"
 
 Answer = Callable[[pb.GenerateRequest, "GenerationContext"], Awaitable[None]]
@@ -137,8 +140,8 @@ class MultiplexedCall:
 
 
 def _check(opening: pb.GenerationOpening) -> None:
-    if opening.HasField("timeout") and opening.timeout.ToNanoseconds() <= 0:
-        raise InvalidRequest.of("timeout", "must be positive")
+    if opening.HasField("timeout") and not 0 < opening.timeout.ToNanoseconds() <= TIMEOUT_LIMIT_S * 10**9:
+        raise InvalidRequest.of("timeout", f"must be positive and at most {TIMEOUT_LIMIT_S} s")
     size_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in opening.metadata.items())
     if size_bytes > METADATA_SIZE_LIMIT_BYTES:
         raise InvalidRequest.of("metadata", f"must be at most {METADATA_SIZE_LIMIT_BYTES} bytes, got {size_bytes}")

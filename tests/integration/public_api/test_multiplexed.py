@@ -149,14 +149,16 @@ async def test_the_mistake_of_one_is_its_own(deploy: Deploy) -> None:
         await shared.open(3, request_of(3), timeout=Duration())
         await shared.open(4, request_of(4), metadata={"x-long": "x" * 20_000})
         await shared.open(5, request_of(5), metadata={"X-Request-Id": "mine"})
+        await shared.open(6, request_of(6), timeout=Duration(seconds=2**62))
         await shared.read_all()
         with pytest.raises(grpc.aio.AioRpcError) as alone:
             await server.generate.Generate(wrong)
         assert shared.events[1][-1].error.message == alone.value.details()
         assert reason_of(shared.events[1][-1]) == "INVALID_REQUEST"
         assert "timeout" in shared.events[3][-1].error.message
+        assert "at most 315576000000 s" in shared.events[6][-1].error.message
         assert "metadata" in shared.events[4][-1].error.message
-        assert [len(shared.events[number]) for number in (1, 3, 4)] == [1, 1, 1]
+        assert [len(shared.events[number]) for number in (1, 3, 4, 6)] == [1, 1, 1, 1]
         for number in (2, 5):
             assert shared.events[number][-1].response.HasField("finished")
 

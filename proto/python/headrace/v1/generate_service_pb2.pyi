@@ -694,7 +694,9 @@ class GenerationOpening(google.protobuf.message.Message):
 
     @property
     def timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """Its deadline, from its arrival. Must be positive; unset waits for ever."""
+        """Its deadline, from its arrival. Must be positive and at most 10,000
+        years; unset waits for ever.
+        """
 
     @property
     def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
