@@ -74,7 +74,10 @@ async def has_scraped(http: httpx2.AsyncClient) -> bool:
 
 
 async def ask(http: httpx2.AsyncClient, query: str) -> list[Any]:
-    answer = (await http.get("/api/v1/query", params={"query": query})).json()
+    response = await http.get("/api/v1/query", params={"query": query})
+    # Until it has read what it stored, it answers 503 in plain text.
+    response.raise_for_status()
+    answer = response.json()
     assert answer["status"] == "success", answer
     result: list[Any] = answer["data"]["result"]
     return result
