@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import grpc
 
+from headrace.client.errors import STATUS_DETAILS_KEY
 from headrace.contract.clock import Clock
 from headrace.contract.errors import InvalidRequest
 from headrace.contract.generation import GenerationEvent
@@ -20,8 +21,6 @@ GENERATE_STREAM = "/headrace.v1.GenerateService/GenerateStream"
 
 TIMEOUT_LIMIT_S = 315_576_000_000
 """Longest duration by protobuf's own rules. Timers of the event loop overflow at a thousand times as much."""
-
-_DETAILS_KEY = "grpc-status-details-bin"
 
 Answer = Callable[[pb.GenerateRequest, "GenerationContext"], Awaitable[None]]
 """Answers one request by writing to its context."""
@@ -67,7 +66,7 @@ class GenerationContext:
     ) -> None:
         """Ends the generation with a status, and returns when that was written."""
         self._code = code
-        status_details = next((value for key, value in trailing_metadata if key == _DETAILS_KEY), b"")
+        status_details = next((value for key, value in trailing_metadata if key == STATUS_DETAILS_KEY), b"")
         assert isinstance(status_details, bytes), "gRPC's rule for keys in -bin"
         event, joined = self._outbox.add(self._stream_id)
         event.error.code, event.error.message, event.error.status_details = code.value[0], details, status_details

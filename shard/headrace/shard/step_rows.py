@@ -66,6 +66,7 @@ class StepRows:
 
     def following(self) -> "StepRows":
         """Returns the same rows as they compute what they drew in this step, in which all decode and none ends."""
+        # Spelled out: after a forward pass `replace` takes as long as several array operations.
         return StepRows(
             row_count=self.row_count,
             rows=self.rows,

@@ -333,6 +333,19 @@ async def test_what_the_server_did_not_admit_is_tried_again(deploy: Deploy) -> N
         assert any(isinstance(outcome, QueueFull) for outcome in outcomes)
 
 
+async def test_closing_the_client_ends_what_waits_for_another_try(deploy: Deploy) -> None:
+    async with deploy(engine=FakeOptions(step_time_s=0.02), step_row_limit=1, waiting_request_limit=1) as server:
+        client = AsyncClient(server.address, multiplexes=True)
+        streams = [client.stream(prompt(n), max_new_token_count=2000, ignore_end_of_sequence=True) for n in range(6)]
+        reading = [asyncio.create_task(anext(stream, None)) for stream in streams[1:]]
+        await anext(streams[0])
+        shared = client._channel._multiplexer  # type: ignore[attr-defined]  # nothing else tells that they wait
+        await server.until(lambda: bool(shared.waiting))
+        await client.close()
+        async with asyncio.timeout(1):
+            assert await asyncio.gather(*reading) == [None] * 5
+
+
 async def test_a_client_moves_on_when_the_server_goes_away(deploy: Deploy) -> None:
     async with deploy(engine=FakeOptions(step_time_s=0.002), propagation_s=0.5) as server:
         async with AsyncClient(server.address, multiplexes=True) as client:

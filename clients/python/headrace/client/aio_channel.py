@@ -125,7 +125,7 @@ class AsyncChannel:
         for call in list(self._calls):
             call.cancel()
         if self._multiplexer is not None:
-            await self._multiplexer.wait_ended()
+            await self._multiplexer.close()
         await asyncio.gather(*self._endings)
         channel, self._channel = self._channel, None
         if channel is not None:

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from headrace.client.channel import CallArguments
-from headrace.client.errors import read_details
+from headrace.client.errors import STATUS_DETAILS_KEY, read_details
 from headrace.client.service_config import (
     ATTEMPT_LIMIT,
     BACKOFF_FACTOR,
@@ -27,7 +27,6 @@ CALL_AGE_LIMIT_S = 60.0
 CALL_STREAM_LIMIT = 256
 """Generations of one call at a time. A further one begins another call."""
 
-_DETAILS_KEY = "grpc-status-details-bin"
 _NO_METADATA = grpc.aio.Metadata()
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -71,6 +70,8 @@ class Multiplexer:
         """The newest, by whether it waits for a connection."""
         self._open: set[_SharedCall] = set()
         """Those and older ones that have not ended."""
+        self.waiting: set[MultiplexedStream] = set()
+        """Streams that will be tried again."""
 
     def stream(
         self,
@@ -100,10 +101,12 @@ class Multiplexer:
             call.retire()
         self._calls.clear()
 
-    async def wait_ended(self) -> None:
-        """Waits until what gRPC's calls said last was handed out."""
+    async def close(self) -> None:
+        """Ends what waits for another try, and hands out what gRPC's calls, already ended, said last."""
         for call in list(self._open):
             await call.wait_ended()
+        for stream in list(self.waiting):
+            stream.cancel()
 
 
 class MultiplexedStream:
@@ -167,6 +170,7 @@ class MultiplexedStream:
 
     def opening(self, call: "_SharedCall", stream_id: int) -> pb.GenerationOpening:
         """Returns what begins it on a call."""
+        self._multiplexer.waiting.discard(self)
         self._call, self._stream_id = call, stream_id
         self._attempt_count += 1
         opening = pb.GenerationOpening(request=self._request, metadata=dict(self.arguments.metadata))
@@ -179,8 +183,7 @@ class MultiplexedStream:
         """Takes what the server has sent."""
         self._has_events = True
         self._pending.append(response)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._wake()
 
     def finish(self) -> None:
         """Takes that it ended well."""
@@ -193,6 +196,7 @@ class MultiplexedStream:
         if wait_s is None:
             self._finish(code, error)
         else:
+            self._multiplexer.waiting.add(self)
             self._timers.append(asyncio.get_running_loop().call_later(wait_s, self._multiplexer.begin, self))
 
     def __aiter__(self) -> Self:
@@ -238,12 +242,16 @@ class MultiplexedStream:
         if self._call is not None:
             self._call.cancel(self._stream_id)
 
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
     def _finish(self, code: grpc.StatusCode, error: BaseException | None) -> None:
         self._is_over, self._end, self._call = True, error, None
         for timer in self._timers:
             timer.cancel()
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._multiplexer.waiting.discard(self)
+        self._wake()
         if self._when_ended is not None:
             self._when_ended(code)
 
@@ -346,5 +354,5 @@ class _SharedCall:
 
 
 def _error(code: grpc.StatusCode, message: str, status_details: bytes = b"") -> grpc.aio.AioRpcError:
-    trailers = grpc.aio.Metadata((_DETAILS_KEY, status_details)) if status_details else _NO_METADATA
+    trailers = grpc.aio.Metadata((STATUS_DETAILS_KEY, status_details)) if status_details else _NO_METADATA
     return grpc.aio.AioRpcError(code, _NO_METADATA, trailers, details=message)

@@ -21,7 +21,8 @@ from headrace.contract.errors import FieldViolation, HeadraceError
 ERROR_DOMAIN = "headrace"
 """`google.rpc.ErrorInfo.domain` of the servers' errors."""
 
-_STATUS_DETAILS_KEY = "grpc-status-details-bin"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailer with the details of a status, as a serialized `google.rpc.Status`."""
 
 _CLASS_BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
@@ -112,7 +113,7 @@ def error_from_status(
 
 def read_details(trailers: Iterable[tuple[str, str | bytes]]) -> StatusDetails:
     """Returns what the trailers of a failed call say about it."""
-    raw = next((value for key, value in trailers if key == _STATUS_DETAILS_KEY), b"")
+    raw = next((value for key, value in trailers if key == STATUS_DETAILS_KEY), b"")
     try:
         return _parse_details(raw.encode() if isinstance(raw, str) else raw)
     except DecodeError:
