@@ -4,7 +4,11 @@ Columns are handed over whole: nothing here loops over the rows of a batch in
 Python, only over admissions, endings, errors and log-probabilities that were asked for.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any, Final
+
+from google.protobuf.message import Message
 
 from headrace.contract.engine import EngineDescription
 from headrace.contract.pooling import Pooling, PoolingOptions
@@ -31,6 +35,9 @@ from headrace.internal.v1 import shard_service_pb2 as pb
 _NEVER = -1
 """`length_penalty_start_index` of a sequence without a length penalty."""
 
+_PLAN_COLUMNS: Final = tuple(field.name for field in fields(StepPlan) if field.name != "admitted")
+"""Fields that the message has as they are."""
+
 _BANNED_COLUMNS = tuple(field.name for field in fields(BannedText) if field.name != "state_count")
 
 _POOLING_TO_PROTO = {Pooling.MEAN: pb.POOLING_MEAN, Pooling.LAST: pb.POOLING_LAST}
@@ -43,17 +50,11 @@ def plan_to_proto(plan: StepPlan) -> pb.StepRequest:
     Raises:
         ValueError: an integer does not fit its field.
     """
-    return pb.StepRequest(
-        step_id=plan.step_id,
-        released_sequence_ids=plan.released_sequence_ids,
-        admitted=[_admitted_to_proto(sequence) for sequence in plan.admitted],
-        block_rows=plan.block_rows,
-        block_counts=plan.block_counts,
-        block_ids=plan.block_ids,
-        chunk_rows=plan.chunk_rows,
-        chunk_token_counts=plan.chunk_token_counts,
-        held_rows=plan.held_rows,
-    )
+    columns: dict[str, Any] = {name: column for name in _PLAN_COLUMNS if (column := getattr(plan, name))}
+    request = pb.StepRequest(**columns)
+    if plan.admitted:
+        request.admitted.extend(map(_admitted_to_proto, plan.admitted))
+    return request
 
 
 def plan_from_proto(request: pb.StepRequest) -> StepPlan:
@@ -62,17 +63,8 @@ def plan_from_proto(request: pb.StepRequest) -> StepPlan:
     Raises:
         ValueError: an enum value is of a later version.
     """
-    return StepPlan(
-        step_id=request.step_id,
-        released_sequence_ids=tuple(request.released_sequence_ids),
-        admitted=tuple(_admitted_from_proto(sequence) for sequence in request.admitted),
-        block_rows=tuple(request.block_rows),
-        block_counts=tuple(request.block_counts),
-        block_ids=tuple(request.block_ids),
-        chunk_rows=tuple(request.chunk_rows),
-        chunk_token_counts=tuple(request.chunk_token_counts),
-        held_rows=tuple(request.held_rows),
-    )
+    columns: dict[str, Any] = {"step_id": 0}
+    return StepPlan(**columns | _read_fields(request, _PLAN_READERS))
 
 
 def result_to_proto(result: StepResult) -> pb.StepResponse:
@@ -81,25 +73,27 @@ def result_to_proto(result: StepResult) -> pb.StepResponse:
     Raises:
         ValueError: an integer does not fit its field.
     """
-    timings = result.timings
-    return pb.StepResponse(
-        step_id=result.step_id,
-        token_counts=result.token_counts,
-        token_ids=result.token_ids,
-        ended_rows=result.ended_rows,
-        row_ends=[pb.RowEnd.ValueType(end) for end in result.row_ends],
-        errors=[pb.RowError(row=error.row, reason=error.reason, detail=error.detail) for error in result.errors],
-        logprobs=[_logprobs_to_proto(logprobs) for logprobs in result.logprobs],
-        vectors=[pb.RowVector(row=vector.row, values=vector.values) for vector in result.vectors],
-        draft_rows=result.draft_rows,
-        draft_token_counts=result.draft_token_counts,
-        timings=pb.StepTimings(
-            queued_s=timings.queued_s,
-            prepare_s=timings.prepare_s,
-            forward_s=timings.forward_s,
-            sample_s=timings.sample_s,
-        ),
-    )
+    response = pb.StepResponse(step_id=result.step_id, token_counts=result.token_counts, token_ids=result.token_ids)
+    timings, read = response.timings, result.timings
+    timings.queued_s = read.queued_s
+    timings.prepare_s = read.prepare_s
+    timings.forward_s = read.forward_s
+    timings.sample_s = read.sample_s
+    if result.ended_rows:
+        response.ended_rows.extend(result.ended_rows)
+    if result.row_ends:
+        response.row_ends.extend(pb.RowEnd.ValueType(end) for end in result.row_ends)
+    if result.errors:
+        response.errors.extend(pb.RowError(row=e.row, reason=e.reason, detail=e.detail) for e in result.errors)
+    if result.logprobs:
+        response.logprobs.extend(map(_logprobs_to_proto, result.logprobs))
+    if result.vectors:
+        response.vectors.extend(pb.RowVector(row=vector.row, values=vector.values) for vector in result.vectors)
+    if result.draft_rows:
+        response.draft_rows.extend(result.draft_rows)
+    if result.draft_token_counts:
+        response.draft_token_counts.extend(result.draft_token_counts)
+    return response
 
 
 def result_from_proto(response: pb.StepResponse) -> StepResult:
@@ -108,24 +102,24 @@ def result_from_proto(response: pb.StepResponse) -> StepResult:
     Raises:
         ValueError: an enum value is of a later version.
     """
-    timings = response.timings
-    return StepResult(
-        step_id=response.step_id,
-        token_counts=tuple(response.token_counts),
-        token_ids=tuple(response.token_ids),
-        ended_rows=tuple(response.ended_rows),
-        row_ends=tuple(map(RowEnd, response.row_ends)),
-        errors=tuple(RowError(row=error.row, reason=error.reason, detail=error.detail) for error in response.errors),
-        logprobs=tuple(_logprobs_from_proto(logprobs) for logprobs in response.logprobs),
-        vectors=tuple(RowVector(vector.row, vector.values) for vector in response.vectors),
-        draft_rows=tuple(response.draft_rows),
-        draft_token_counts=tuple(response.draft_token_counts),
-        timings=StepTimings(
-            queued_s=timings.queued_s,
-            prepare_s=timings.prepare_s,
-            forward_s=timings.forward_s,
-            sample_s=timings.sample_s,
-        ),
+    columns: dict[str, Any] = {"step_id": 0, "token_counts": (), "token_ids": ()}
+    return StepResult(**columns | _read_fields(response, _RESULT_READERS))
+
+
+def _read_fields(message: Message, readers: dict[str, Callable[[Any], object]]) -> dict[str, Any]:
+    """Returns what the fields hold that are set.
+
+    NOTE: to read a field that is not set costs as much as one that is, and a step that goes on has few of them.
+    """
+    return {field.name: readers[field.name](value) for field, value in message.ListFields()}
+
+
+def _timings_from_proto(timings: pb.StepTimings) -> StepTimings:
+    return StepTimings(
+        queued_s=timings.queued_s,
+        prepare_s=timings.prepare_s,
+        forward_s=timings.forward_s,
+        sample_s=timings.sample_s,
     )
 
 
@@ -317,3 +311,18 @@ def _logprobs_from_proto(message: pb.RowLogprobs) -> RowLogprobs:
         top_token_ids=tuple(message.top_token_ids),
         top_logprobs=tuple(message.top_logprobs),
     )
+
+
+_PLAN_READERS: Final[dict[str, Callable[[Any], object]]] = {field.name: tuple for field in fields(StepPlan)} | {
+    "step_id": int,
+    "admitted": lambda sequences: tuple(map(_admitted_from_proto, sequences)),
+}
+_RESULT_READERS: Final[dict[str, Callable[[Any], object]]] = {field.name: tuple for field in fields(StepResult)} | {
+    "step_id": int,
+    "row_ends": lambda ends: tuple(map(RowEnd, ends)),
+    "errors": lambda errors: tuple(RowError(row=e.row, reason=e.reason, detail=e.detail) for e in errors),
+    "logprobs": lambda logprobs: tuple(map(_logprobs_from_proto, logprobs)),
+    "vectors": lambda vectors: tuple(RowVector(vector.row, vector.values) for vector in vectors),
+    "timings": _timings_from_proto,
+}
+"""What makes a field of the contract of one of the message."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
@@ -14,6 +14,7 @@ from headrace.contract.errors import DeadlineExceeded, HeadraceError, PlanReject
 from headrace.contract.step import StepPlan, StepResult
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.services.convert_step import plan_to_proto, result_from_proto
+from headrace.services.write_queue import WriteQueue
 
 if TYPE_CHECKING:  # the stub exists for type checkers alone
     from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
@@ -22,24 +23,6 @@ ADAPTER_TIMEOUT_S = 60.0
 """A shard reads an adapter from a disk that may be slow, and its running step may be long."""
 
 StepCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.StepRequest, pb.StepResponse]"
-
-
-class Outbox(AsyncIterator[pb.StepRequest]):
-    """The plans that gRPC has not taken yet, in the order of the calls.
-
-    An iterator of its own, not a generator: gRPC drops it half-way when the
-    stream breaks, and a generator would then wait for the garbage collector.
-    """
-
-    def __init__(self) -> None:
-        self._requests: asyncio.Queue[pb.StepRequest] = asyncio.Queue()
-
-    def put(self, request: pb.StepRequest) -> None:
-        """Adds a plan. Bounded by the steps in flight, which the caller keeps."""
-        self._requests.put_nowait(request)
-
-    async def __anext__(self) -> pb.StepRequest:
-        return await self._requests.get()
 
 
 class ShardChannel:
@@ -52,7 +35,6 @@ class ShardChannel:
         description: EngineDescription,
         channel: grpc.aio.Channel,
         call: StepCall,
-        outbox: Outbox,
         stub: "ShardServiceAsyncStub",
     ) -> None:
         self._address = address
@@ -60,7 +42,7 @@ class ShardChannel:
         self._description = description
         self._channel = channel
         self._call = call
-        self._outbox = outbox
+        self._plans = WriteQueue(call.write)
         self._unanswered: deque[tuple[int, asyncio.Future[StepResult]]] = deque()
         self._lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(), name=f"steps of {address}")
@@ -105,7 +87,9 @@ class ShardChannel:
             future.set_exception(self._lost.result())
         else:
             self._unanswered.append((plan.step_id, future))
-            self._outbox.put(plan_to_proto(plan))
+            # A stream that takes no plan is lost, and whoever reads it learns why.
+            with suppress(grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+                self._plans.put(plan_to_proto(plan))
         return future
 
     async def wait_lost(self) -> ShardLost:
@@ -115,6 +99,7 @@ class ShardChannel:
     async def aclose(self) -> None:
         """Gives the shard up. Unanswered steps fail with ShardLost. Safe to repeat."""
         self._lose(ShardLost(f"the connection to the shard at {self._address} was closed"))
+        self._plans.close()
         self._call.cancel()
         self._reader.cancel()
         await asyncio.wait([self._reader])

@@ -17,7 +17,7 @@ from headrace.services.channel_options import SHARD_PING_TIMEOUT_S, shard_channe
 from headrace.services.channel_tls import ChannelSecurity
 from headrace.services.convert_step import description_from_proto
 from headrace.services.convert_vocabulary import vocabulary_to_proto
-from headrace.services.shard_channel import Outbox, ShardChannel
+from headrace.services.shard_channel import ShardChannel
 
 if TYPE_CHECKING:  # the stub exists for type checkers alone
     from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
@@ -115,8 +115,7 @@ async def _open(
     Raises:
         grpc.aio.AioRpcError: the shard went away meanwhile.
     """
-    outbox = Outbox()
-    call = stub.Step(outbox)
+    call = stub.Step()
     try:
         await call.initial_metadata()
         if call.done():
@@ -126,4 +125,4 @@ async def _open(
         call.cancel()
         raise
     description = description_from_proto(described.engine)
-    return ShardChannel(address=address, description=description, channel=channel, call=call, outbox=outbox, stub=stub)
+    return ShardChannel(address=address, description=description, channel=channel, call=call, stub=stub)

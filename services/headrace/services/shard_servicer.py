@@ -1,34 +1,27 @@
 """ShardService: feeds the plans of one router at a time to the worker, and says how far the shard is."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from grpc.aio import ServicerContext
 
 from headrace.contract.adapter import AdapterOrder
 from headrace.contract.engine import EngineDescription
-from headrace.contract.errors import InvalidRequest, NotReady, PlanRejected, ShardLost
-from headrace.contract.step import StepResult
+from headrace.contract.errors import InvalidRequest, NotReady, ShardLost
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceServicer
-from headrace.services.convert_step import (
-    description_to_proto,
-    plan_from_proto,
-    result_to_proto,
-)
+from headrace.services.convert_step import description_to_proto
 from headrace.services.convert_vocabulary import vocabulary_from_proto
 from headrace.services.in_flight import Call, current_call
 from headrace.services.log import Event, logger
+from headrace.services.step_stream import StepStream
 from headrace.services.telemetry.shard_metrics import StepMeter
 from headrace.shard.worker import Worker
 
 if TYPE_CHECKING:  # imports of OpenTelemetry, which is not installed everywhere
     from headrace.services.telemetry.sequence_spans import SequenceSpans
     from headrace.services.telemetry.spans import Tracing
-
-_Steps = asyncio.Queue[asyncio.Future[StepResult] | None]
-"""Answers in the order of the plans; None once no plan will follow."""
 
 
 class ShardServicer(ShardServiceServicer):
@@ -120,9 +113,9 @@ class ShardServicer(ShardServiceServicer):
         await asyncio.wrap_future(self._ready_worker().drop_adapter(request.digest))
         return pb.UnloadAdapterResponse()
 
-    async def Step(  # noqa: N802  # the method's name in the contract
+    async def Step(  # type: ignore[override]  # noqa: N802  # the stub knows generators alone
         self, request_iterator: AsyncIterable[pb.StepRequest], context: ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.StepResponse]:
+    ) -> None:
         """Executes steps in order. A newer stream ends this one with ABORTED.
 
         The initial metadata tells the caller that the batch is empty and its own.
@@ -134,21 +127,12 @@ class ShardServicer(ShardServiceServicer):
         worker = self._ready_worker()
         call = current_call()
         self._take_over(call)
-        steps: _Steps = asyncio.Queue(maxsize=worker.description.steps_in_flight)
         spans = None if self._tracing is None else _sequence_spans(self._tracing)
         try:
             await asyncio.wrap_future(worker.reset())
             await context.send_initial_metadata(())
-            reader = asyncio.create_task(self._read(request_iterator, worker, call, steps, spans))
-            try:
-                while (step := await steps.get()) is not None:
-                    result = await _accepted(step)
-                    self.meter.add(result.timings)
-                    if spans is not None:
-                        spans.note_result(result)
-                    yield result_to_proto(result)
-            finally:
-                reader.cancel()
+            stream = StepStream(worker, call, context.write, self.meter, spans)
+            await stream.run(request_iterator, lambda: self._holder is call)
         finally:
             if self._holder is call:
                 self._holder = None
@@ -170,50 +154,8 @@ class ShardServicer(ShardServiceServicer):
         self.meter.stream_count += 1
         logger().info(Event.STEP_STREAM_OPENED)
 
-    async def _read(
-        self,
-        requests: AsyncIterable[pb.StepRequest],
-        worker: Worker,
-        call: Call,
-        steps: _Steps,
-        spans: "SequenceSpans | None",
-    ) -> None:
-        async for request in requests:
-            # Checked with no await before the submission: a stream that was taken
-            # over must not slip a plan into its successor's batch.
-            if self._holder is not call:
-                return
-            await steps.put(_submit(worker, request, spans))
-        await steps.put(None)
-
 
 def _sequence_spans(tracing: "Tracing") -> "SequenceSpans":
     from headrace.services.telemetry.sequence_spans import SequenceSpans  # noqa: PLC0415  # see above
 
     return SequenceSpans(tracing)
-
-
-def _submit(worker: Worker, request: pb.StepRequest, spans: "SequenceSpans | None") -> asyncio.Future[StepResult]:
-    try:
-        plan = plan_from_proto(request)
-        step = asyncio.wrap_future(worker.submit(plan))
-        if spans is not None:
-            spans.note_plan(plan)
-    except ValueError as error:
-        step = asyncio.get_running_loop().create_future()
-        step.set_exception(PlanRejected(str(error)))
-    # A stream that ends leaves steps behind that nobody awaits; their failure is no news.
-    step.add_done_callback(_retrieve)
-    return step
-
-
-def _retrieve(step: asyncio.Future[StepResult]) -> None:
-    if not step.cancelled():
-        step.exception()
-
-
-async def _accepted(step: asyncio.Future[StepResult]) -> StepResult:
-    try:
-        return await step
-    except PlanRejected as error:
-        raise InvalidRequest.of("step_request", error.message) from error
