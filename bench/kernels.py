@@ -208,7 +208,7 @@ def measure_steps(model: str) -> list[dict[str, object]]:
         f"\n{'weights':8} {'rows':>4} {'step ms':>8} {'oneDNN ms':>10} {'ratio':>6} "
         f"{'own ms':>7} {'ratio':>6} {'tok/s':>6}"
     )
-    for weight_format in (WeightFormat.PLAIN, WeightFormat.COMPACT, WeightFormat.INT8):
+    for weight_format in (WeightFormat.PLAIN, WeightFormat.AUTO, WeightFormat.INT8):
         options = NativeOptions(model=model, dtype="bfloat16", weight_format=weight_format, kernels="cpu")
         for row_count in (1, 8, 32):
             engine = load_native_engine(options, lambda _: None)

@@ -106,7 +106,7 @@ async def started_systems(model: str, weights: Collection[str]) -> AsyncIterator
         for kind in sorted(weights):
             print(f"starting headrace ({kind})", flush=True)
             log = LOGS / f"headrace-{kind}.log"
-            weight_format = "compact" if kind == "bf16" else kind
+            weight_format = "auto" if kind == "bf16" else kind
             server = await HeadraceServer.start(
                 model,
                 "--dtype=bfloat16",

@@ -12,12 +12,14 @@ from headrace.kernels.build import BuildFailed, build, namespace_of
 from headrace.kernels.cpu_decoder import CpuDecoder, panels_of, with_panels
 from headrace.kernels.cpu_fakes import register_fakes
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
+from headrace.kernels.head import Head, PlainHead
 from headrace.kernels.instruction_sets import InstructionSet, supported
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import LowRankStack
 from headrace.kernels.panel_linear import PanelLinear
 from headrace.kernels.quantization import BlockWeight, WeightFormat, quantize
+from headrace.kernels.screened_head import ScreenedHead, Screening, make_screen
 from headrace.kernels.token_logprobs import TokenLogprobs
 
 _TWELVE_BITS = "bfloat16 in twelve bits"
@@ -47,7 +49,10 @@ def load_cpu_kernels(
         try:
             library = build(instruction_set, cache_folder, progress)
             return CpuKernels(
-                _load(library, instruction_set), weight_format, is_bfloat16_fast=instruction_set.multiplies_bfloat16
+                _load(library, instruction_set),
+                weight_format,
+                is_bfloat16_fast=instruction_set.multiplies_bfloat16,
+                has_tiles=instruction_set.uses_tiles,
             )
         except BuildFailed as error:
             failure = error
@@ -61,7 +66,7 @@ def _load(library: Path, instruction_set: InstructionSet) -> Any:  # noqa: ANN40
     operators = getattr(torch.ops, namespace_of(instruction_set))
     if instruction_set.uses_tiles and not operators.request_tiles():
         raise BuildFailed("the system does not grant the tile registers of AMX")
-    register_fakes(namespace_of(instruction_set))
+    register_fakes(namespace_of(instruction_set), has_tiles=instruction_set.uses_tiles)
     return operators
 
 
@@ -80,6 +85,7 @@ class CpuKernels:
         weight_format: WeightFormat,
         *,
         is_bfloat16_fast: bool,
+        has_tiles: bool,
     ) -> None:
         self._is_bfloat16_fast = is_bfloat16_fast
         self._weight_format = weight_format
@@ -99,6 +105,9 @@ class CpuKernels:
         self._decoder = operators.decoder.default
         self._sample = operators.sample.default
         self._likeliest = operators.likeliest.default
+        self._screening = (
+            Screening(operators.pack_screen.default, operators.likeliest_of_head.default) if has_tiles else None
+        )
         self._keep_allowed = operators.keep_allowed.default
         self._logprobs = operators.logprobs.default
 
@@ -197,7 +206,16 @@ class CpuKernels:
             packing="eight-bit blocks" if weight.minima is None else "four-bit blocks",
         )
 
-    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, is_gated: bool) -> PackedLinear:
+    def pack_head(self, weight: torch.Tensor) -> Head:
+        """Returns a head that looks at its weight in eight bits first, where that is faster."""
+        linear = self._pack(weight, None, is_gated=False)
+        head = PlainHead(linear, self.likeliest)
+        if self._screening is None or self._weight_format is not WeightFormat.AUTO or weight.dtype != torch.bfloat16:
+            return head
+        screen = make_screen(weight)
+        return head if screen is None else ScreenedHead(head, linear.panels, screen, self._screening)
+
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, is_gated: bool) -> PanelLinear:
         scales = None
         if self._weight_format is WeightFormat.INT8:
             weight, scales = quantize(weight)

@@ -8,9 +8,10 @@ _DECODER_OUTPUT_TOKENS = 11
 """Place of that argument of `decoder` after the first."""
 
 
-def register_fakes(namespace: str) -> None:
+def register_fakes(namespace: str, *, has_tiles: bool) -> None:
     """Registers the shapes of every operator of a namespace; a second time is an error."""
-    for name, fake in _FAKES.items():
+    fakes = _FAKES | _TILE_FAKES if has_tiles else _FAKES
+    for name, fake in fakes.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
 
 
@@ -60,6 +61,10 @@ def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.new_empty(row_count, dtype=torch.int64), logits.new_empty(row_count, dtype=torch.float32)
 
 
+def _likeliest_of_head(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return _likeliest(x)
+
+
 def _keep_allowed(logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     del allowed
     return logits.new_empty(rows.shape[0], dtype=torch.float32)
@@ -95,3 +100,5 @@ _FAKES: dict[str, Callable[..., object]] = {
     "sample": _sample,
     "logprobs": _logprobs,
 }
+_TILE_FAKES: dict[str, Callable[..., object]] = {"likeliest_of_head": _likeliest_of_head}
+"""Of operators that are there only with the tile registers of AMX."""

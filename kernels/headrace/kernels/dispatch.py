@@ -10,6 +10,7 @@ from headrace.kernels.build import BuildFailed, default_cache_folder
 from headrace.kernels.cpu import load_cpu_kernels
 from headrace.kernels.decoder import Decoder, DecoderParts
 from headrace.kernels.gpu.loader import is_triton_installed, load_triton_kernels
+from headrace.kernels.head import Head
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import LowRankStack
@@ -199,6 +200,14 @@ class Kernels(Protocol):
             bias: [out_feature].
             dtype: Of the weight once it is expanded, which is that of the input.
             is_gated: Whether the first half of the rows are gates.
+        """
+        ...
+
+    def pack_head(self, weight: torch.Tensor) -> Head:
+        """Returns the projection to the vocabulary in the form that runs fastest here.
+
+        Args:
+            weight: [vocabulary, hidden]; may be kept, or copied into other forms.
         """
         ...
 

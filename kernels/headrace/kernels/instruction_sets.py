@@ -53,8 +53,8 @@ _AVX512_BF16 = InstructionSet(
 )
 _AMX = InstructionSet(
     name="amx",
-    capabilities=_AVX512_BF16.capabilities | {"amx_tile", "amx_bf16"},
-    compiler_flags=(*_AVX512_BF16.compiler_flags, "-mamx-tile", "-mamx-bf16"),
+    capabilities=_AVX512_BF16.capabilities | {"amx_tile", "amx_bf16", "amx_int8"},
+    compiler_flags=(*_AVX512_BF16.compiler_flags, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     uses_tiles=True,
 )
 PORTABLE = InstructionSet(name="portable", capabilities=frozenset(), compiler_flags=_SHORT_VECTORS)

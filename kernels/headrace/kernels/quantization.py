@@ -12,7 +12,8 @@ class WeightFormat(StrEnum):
     """How linear layers keep their weights."""
 
     AUTO = "auto"
-    """As the file packs them, where the operators can read that, else as is fastest; the results are the same."""
+    """As the file packs them, where the operators can read that, else as is fastest, which may take some more memory;
+    the results are the same."""
     COMPACT = "compact"
     """Bfloat16 in twelve bits without loss, where the operators can read that, and otherwise plain."""
     PLAIN = "plain"

@@ -7,6 +7,7 @@ import torch
 from headrace.kernels import reference_attention, reference_sampling
 from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
+from headrace.kernels.head import Head, PlainHead
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainGatedLinear, PlainLinear, gate
 from headrace.kernels.low_rank import LowRankStack, low_rank
@@ -102,6 +103,10 @@ class ReferenceKernels:
     ) -> PackedLinear:
         """Returns the layer over the expanded weight."""
         return (PlainGatedLinear if is_gated else PlainLinear)(expand(weight, dtype), bias)
+
+    def pack_head(self, weight: torch.Tensor) -> Head:
+        """Returns a head that computes all logits."""
+        return PlainHead(self.pack_linear(weight), self.likeliest)
 
     def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
         """Returns [token, part sizes]."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from headrace.kernels.attention_batch import AttentionBatch
+from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.low_rank import TokenAdapters
 
 
@@ -23,6 +24,8 @@ class ForwardBatch:
     whose logits are; then those whose hidden states are."""
     sampling_count: int
     attention: AttentionBatch
+    wants_logits: bool = True
+    """Whether more than the likeliest token of each sampling row is wanted."""
     adapters: TokenAdapters | None = None
     """What is added to the linear layers for tokens with an adapter; None if no token has one."""
 
@@ -31,7 +34,7 @@ class ForwardBatch:
 class ForwardResult:
     """What a step computed."""
 
-    logits: torch.Tensor
-    """[sampling, vocabulary], in the model's dtype."""
+    logits: torch.Tensor | LikeliestTokens
+    """[sampling, vocabulary], in the model's dtype; or only what is the largest, where no more is wanted."""
     hidden: torch.Tensor
     """[output - sampling, hidden] after the last norm, in the model's dtype."""

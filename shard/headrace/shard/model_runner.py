@@ -34,6 +34,8 @@ class ModelRunner:
         output_indices: NDArray[np.int64],
         hidden_indices: NDArray[np.int64] | None = None,
         adapters: StepAdapters | None = None,
+        *,
+        wants_logits: bool = True,
     ) -> ForwardBatch:
         """Returns the tensors of a step.
 
@@ -43,6 +45,7 @@ class ModelRunner:
             output_indices: Tokens whose logits are wanted, since a draw follows them.
             hidden_indices: Tokens whose hidden states are wanted; None for none.
             adapters: Those of its rows; None if no row has one.
+            wants_logits: Whether more than the likeliest token of each row that samples is wanted.
         """
         if self._pages is not None:
             # Of a list: numpy's takes three times as long where its code is in no cache, as after a forward pass.
@@ -63,6 +66,7 @@ class ModelRunner:
             output_indices=self._tensor(output_indices),
             sampling_count=sampling_count,
             attention=attention,
+            wants_logits=wants_logits,
             adapters=None if adapters is None else self._token_adapters(adapters, flat),
         )
 
@@ -85,7 +89,7 @@ class ModelRunner:
             self.run(self.prepare(flat, block_table, positions))
 
     def run(self, batch: ForwardBatch) -> ForwardResult:
-        """Returns logits for each row that samples, and the hidden states that are wanted beside them.
+        """Returns logits of each row that samples, or the likeliest alone, and the hidden states that are wanted.
 
         Like `project`, to be called in inference mode.
         """

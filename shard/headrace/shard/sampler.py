@@ -45,35 +45,37 @@ class Sampler:
         self.reporter = LogprobReporter(kernels)
         """Reports what was drawn."""
 
-    def draw(self, logits: torch.Tensor, batch: InputBatch, step: StepRows) -> Draw:
+    def needs_logits(self, step: StepRows) -> bool:
+        """Whether drawing for the rows of a step takes more than their likeliest tokens."""
+        return step.needs & (CHANGES | DRAWS | REPORTS) != 0
+
+    def draw(self, logits: torch.Tensor | LikeliestTokens, batch: InputBatch, step: StepRows) -> Draw:
         """Draws a token for every row that samples.
 
         Args:
-            logits: [sampling, vocabulary]; may be overwritten.
+            logits: [sampling, vocabulary], may be overwritten; or the likeliest alone, where `needs_logits` is false.
             batch: The resident batch.
             step: The rows of this step.
         """
+        assert isinstance(logits, torch.Tensor) or not self.needs_logits(step), "the likeliest are not enough"
+        likeliest = logits if isinstance(logits, LikeliestTokens) else self._kernels.likeliest(logits)
         # NOTE: after a forward pass no cache holds what an array operation needs: each that most steps can do without
         # is one.
-        places = step.sampling(step.places)
-        likeliest = self._kernels.likeliest(logits)
         peaks = likeliest.logits.cpu().numpy().tolist()
         broken = [index for index, peak in enumerate(peaks) if not abs(peak) < math.inf]
-        if broken:
-            # The rows are over; zeros only keep the others' arithmetic clean.
-            logits[torch.tensor(broken)] = 0.0
         errors: dict[int, tuple[str, str]] = {}
-        processed = logits
-        if step.needs & CHANGES:
-            processed, token_ids = self._draw_changed(logits, likeliest, batch, step, errors)
-        elif step.needs & DRAWS:
-            token_ids = draw_rows(self._kernels, logits, batch.columns, places)
-        else:
-            token_ids = likeliest.token_ids
+        token_ids, processed = likeliest.token_ids, logits
+        if isinstance(logits, torch.Tensor):
+            if broken:
+                # The rows are over; zeros only keep the others' arithmetic clean.
+                logits[torch.tensor(broken)] = 0.0
+            token_ids, processed = self._draw_from(logits, likeliest, batch, step, errors)
         if broken:
             errors |= dict.fromkeys(broken, ("LOGITS_NOT_FINITE", _ERRORS["LOGITS_NOT_FINITE"]))
         logprobs: tuple[RowLogprobs, ...] = ()
         if step.needs & REPORTS:
+            assert isinstance(logits, torch.Tensor)
+            assert isinstance(processed, torch.Tensor), "they come from the logits"
             drawn = DrawnTokens(logits=logits, processed=processed, token_ids=token_ids)
             logprobs = self._report(drawn, batch, step, errors)
         return Draw(
@@ -82,6 +84,22 @@ class Sampler:
             errors=_row_errors(step, errors) if errors else (),
             logprobs=logprobs,
         )
+
+    def _draw_from(
+        self,
+        logits: torch.Tensor,
+        likeliest: LikeliestTokens,
+        batch: InputBatch,
+        step: StepRows,
+        errors: dict[int, tuple[str, str]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what was drawn, and the logits that it was drawn from; adds errors."""
+        if step.needs & CHANGES:
+            processed, token_ids = self._draw_changed(logits, likeliest, batch, step, errors)
+            return token_ids, processed
+        if step.needs & DRAWS:
+            return draw_rows(self._kernels, logits, batch.columns, step.sampling(step.places)), logits
+        return likeliest.token_ids, logits
 
     def _draw_changed(
         self,

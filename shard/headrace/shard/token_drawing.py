@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.contract.step import RowError, RowLogprobs
+from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.shard.input_batch import InputBatch
 from headrace.shard.sampler import Draw, Sampler
 from headrace.shard.step_rows import RowOutcomes, StepDrafts, StepRows
@@ -43,7 +44,7 @@ def draw_step(
     sampler: Sampler,
     batch: InputBatch,
     step: StepRows,
-    logits: torch.Tensor,
+    logits: torch.Tensor | LikeliestTokens,
     *,
     drafts: StepDrafts | None = None,
     failed: Bools | None = None,
@@ -54,8 +55,8 @@ def draw_step(
         sampler: Draws one token for each of some rows.
         batch: The resident batch, which applied the plan of the step.
         step: The rows, drafts included.
-        logits: [sampling and drafted, vocabulary] of each row its last known token's, then its drafts'.
-            May be overwritten.
+        logits: [sampling and drafted, vocabulary] of each row its last known token's, then its drafts'. May be
+            overwritten. Where nothing was guessed, the likeliest do, if the sampler needs no more.
         drafts: What was guessed.
         failed: [computing] rows that are over because of another error.
     """
@@ -63,6 +64,7 @@ def draw_step(
         draw = sampler.draw(logits, batch, step)
         outcomes = _record(batch, step, draw, failed)
         return DrawnStep(outcomes=outcomes, errors=draw.errors, logprobs=draw.logprobs)
+    assert isinstance(logits, torch.Tensor), "guesses need logits"
     lengths = 1 + step.draft_counts[step.samples]
     firsts = np.cumsum(lengths) - lengths
     draw = sampler.draw(_rows_of(logits, firsts), batch, step)

@@ -12,11 +12,11 @@
 #include "attention.h"
 #include "linear.h"
 #include "operator_checks.h"
+#include "panel_tensor.h"
 #include "rows.h"
 #include "sampling.h"
 #include "threads.h"
 #include "token_mask.h"
-#include "weight_memory.h"
 
 namespace headrace::operators {
 
@@ -111,11 +111,6 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
                                  shape);
   });
   return output;
-}
-
-Tensor allocate_panels(int64_t element_count, const at::TensorOptions& options) {
-  std::shared_ptr<void> memory = WeightMemory::allocate(element_count * options.dtype().itemsize());
-  return at::from_blob(memory.get(), {element_count}, [memory](void*) {}, options);
 }
 
 Tensor pack_blocks(const Tensor& values, const Tensor& scales, const std::optional<Tensor>& minima, bool is_gated) {

@@ -7,6 +7,7 @@ import torch
 from headrace.kernels.attention_batch import AttentionBatch, check_scale
 from headrace.kernels.decoder import ComposedDecoder, Decoder, DecoderParts
 from headrace.kernels.gpu import attention, rows, sampling
+from headrace.kernels.head import Head, PlainHead
 from headrace.kernels.likeliest_tokens import LikeliestTokens
 from headrace.kernels.linear import PackedLinear, PlainLinear
 from headrace.kernels.low_rank import LowRankStack, low_rank
@@ -110,6 +111,10 @@ class TritonKernels:
     ) -> PackedLinear:
         """Returns the layer over the expanded weight."""
         return (self.pack_gated_linear if is_gated else self.pack_linear)(expand(weight, dtype), bias)
+
+    def pack_head(self, weight: torch.Tensor) -> Head:
+        """Returns a head that computes all logits."""
+        return PlainHead(self.pack_linear(weight), self.likeliest)
 
     def low_rank(self, x: torch.Tensor, token_adapters: torch.Tensor, stack: LowRankStack) -> torch.Tensor:
         """Returns [token, part sizes]."""

@@ -146,7 +146,14 @@ class NativeEngine:
         asked = [tokens.indices for tokens in (wanted, prompt) if tokens is not None]
         hidden_indices = np.concatenate(asked) if asked else None
         adapters = None if self._adapters.is_idle else self._stacks.select(*self._adapters.select(step.places))
-        inputs = self._runner.prepare(flat, batch.block_tables(step), step.output_indices(), hidden_indices, adapters)
+        inputs = self._runner.prepare(
+            flat,
+            batch.block_tables(step),
+            step.output_indices(),
+            hidden_indices,
+            adapters,
+            wants_logits=drafts is not None or self._sampler.needs_logits(step),
+        )
         prepared_s = self._clock.now()
         computed = self._runner.run(inputs)
         computed_s = self._clock.now()

@@ -25,8 +25,8 @@ class NativeOptions:
     where the operators are fast in it."""
     weight_format: str = "auto"
     """How linear layers keep their weights: auto, in the blocks of a GGUF file (Q4_0, Q4_1, Q8_0) and else as is
-    fastest; compact, bfloat16 in twelve bits without loss; plain, in dtype; the results of these three are the same;
-    or int8, with one scale per output."""
+    fastest, the head in eight bits beside the whole; compact, bfloat16 in twelve bits without loss; plain, in dtype;
+    the results of these three are the same; or int8, with one scale per output."""
     device: str = "cpu"
     """As torch names it."""
     kernels: str = "auto"

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from headrace.kernels.decoder import Decoder, DecoderLayer, DecoderParts, DecoderStep
 from headrace.kernels.dispatch import Kernels
+from headrace.kernels.head import Head, PlainHead
 from headrace.kernels.linear import PackedLinear
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
 from headrace.shard.kv_cache import LayerCache
@@ -24,14 +25,14 @@ class LlamaWeights:
     layers: tuple[DecoderLayer, ...]
     final_norm: torch.Tensor
     """[hidden]"""
-    head: PackedLinear
+    head: Head
     """hidden → vocabulary"""
 
 
 class LlamaModel:
     """A decoder between an embedding and a head."""
 
-    def __init__(self, *, embedding: torch.Tensor, decoder: Decoder, head: PackedLinear) -> None:
+    def __init__(self, *, embedding: torch.Tensor, decoder: Decoder, head: Head) -> None:
         self._embedding = embedding
         self._decoder = decoder
         self._head = head
@@ -46,8 +47,9 @@ class LlamaModel:
             adapters=batch.adapters,
         )
         normed = self._decoder(functional.embedding(batch.token_ids, self._embedding), step)
-        count = batch.sampling_count
-        return ForwardResult(logits=self._head(normed[:count]), hidden=normed[count:])
+        sampled, hidden = normed[: batch.sampling_count], normed[batch.sampling_count :]
+        logits = self._head(sampled) if batch.wants_logits else self._head.likeliest(sampled)
+        return ForwardResult(logits=logits, hidden=hidden)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of hidden states that `forward` returned."""
@@ -96,17 +98,17 @@ def load_llama_weights(config: ModelConfig, reader: WeightReader, kernels: Kerne
     )
 
 
-def _load_head(config: ModelConfig, reader: WeightReader, kernels: Kernels, embedding: torch.Tensor) -> PackedLinear:
+def _load_head(config: ModelConfig, reader: WeightReader, kernels: Kernels, embedding: torch.Tensor) -> Head:
     """Reads the projection to the vocabulary, or makes it of the embedding where they are one."""
     size = (config.vocabulary_size, config.hidden_size)
     if config.ties_embeddings:
         reader.skip("lm_head.weight")
         blocks = reader.blocks_again("model.embed_tokens.weight")
-        return kernels.pack_linear(embedding) if blocks is None else kernels.pack_blocks(blocks, dtype=reader.dtype)
-    blocks = reader.blocks("lm_head.{}", {"weight": config.vocabulary_size}, config.hidden_size)
+    else:
+        blocks = reader.blocks("lm_head.{}", {"weight": config.vocabulary_size}, config.hidden_size)
     if blocks is not None:
-        return kernels.pack_blocks(blocks, dtype=reader.dtype)
-    return kernels.pack_linear(reader.read("lm_head.weight", *size))
+        return PlainHead(kernels.pack_blocks(blocks, dtype=reader.dtype), kernels.likeliest)
+    return kernels.pack_head(embedding if config.ties_embeddings else reader.read("lm_head.weight", *size))
 
 
 def _load_layer(config: ModelConfig, reader: WeightReader, kernels: Kernels, prefix: str) -> DecoderLayer:

@@ -131,6 +131,7 @@ class ModelDrafter:
         began_s = self._clock.now()
         inputs = self._runner.prepare(batch.flatten(step), batch.block_tables(step), step.output_indices())
         logits = self._runner.run(inputs).logits
+        assert isinstance(logits, torch.Tensor), "they are wanted"
         if is_one_each:
             self._cost.observe(len(places), self._clock.now() - began_s, has_drafts=False)
         drafts.indexed_counts[places] = ends
