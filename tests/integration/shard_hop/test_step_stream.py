@@ -14,6 +14,7 @@ from headrace.contract.step import StepPlan
 from headrace.internal.v1 import shard_service_pb2 as pb
 from headrace.internal.v1.shard_service_pb2_grpc import ShardServiceStub
 from headrace.services.channel_options import ServerLimits
+from headrace.services.convert_step import plan_to_proto
 from headrace.services.shard_connector import ShardConnector
 from headrace.shard.engines.fake import FakeEngine
 
@@ -251,3 +252,16 @@ async def test_what_is_wrong_with_an_adapter_comes_back_by_name(shard: Shard, tm
         await engine.load_adapter(AdapterOrder(source=str(tmp_path)))
     with pytest.raises(ShardLost):
         await engine.unload_adapter("0123")
+
+
+async def test_bytes_that_are_no_plan_end_the_stream_after_the_plans_before_them(shard: Shard) -> None:
+    shard.serve()
+    async with grpc.aio.insecure_channel(shard.address) as channel:
+        call = channel.stream_stream("/headrace.internal.v1.ShardService/Step")()
+        await call.write(plan_to_proto(admission(1)).SerializeToString())
+        await call.write(b"\xff\xff")
+        answer = pb.StepResponse.FromString(await call.read())
+        assert answer.step_id == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call.read(), 10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
