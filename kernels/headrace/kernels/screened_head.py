@@ -54,7 +54,7 @@ def make_screen(weight: torch.Tensor) -> Screen | None:
         norms = torch.linalg.vector_norm(wide, dim=1)
         if not bool((norms < _LARGEST_NORM).all()):
             return None
-        rounded = quantize(part)
+        rounded = quantize(wide)
         rest = torch.linalg.vector_norm(wide - rounded.values * rounded.scales[:, None], dim=1)
         # A sum of n products in float32 is off by n roundings of 2**-24 of the magnitudes' sum, which is at most the
         # product of the norms. There are less than two such sums; and the norms here are such sums themselves.
