@@ -19,7 +19,7 @@ from headrace.kernels.linear import PackedLinear
 from headrace.kernels.low_rank import LowRankStack
 from headrace.kernels.panel_linear import PanelLinear
 from headrace.kernels.quantization import BlockWeight, WeightFormat, quantize
-from headrace.kernels.screened_head import ScreenedHead, Screening, make_screen
+from headrace.kernels.screened_head import ScreenedHead, make_screen
 from headrace.kernels.token_logprobs import TokenLogprobs
 
 _TWELVE_BITS = "bfloat16 in twelve bits"
@@ -97,6 +97,7 @@ class CpuKernels:
         self._rotary_and_write_kv = operators.rotary_and_write_kv.default
         self._paged_attention = operators.paged_attention.default
         self._pack_weight = operators.pack_weight.default
+        self._pack_integers = operators.pack_integers.default
         self._pack_twelve_bits = operators.pack_twelve_bits.default
         self._expand_twelve_bits = operators.expand_twelve_bits.default
         self._pack_blocks = operators.pack_blocks.default
@@ -105,9 +106,7 @@ class CpuKernels:
         self._decoder = operators.decoder.default
         self._sample = operators.sample.default
         self._likeliest = operators.likeliest.default
-        self._screening = (
-            Screening(operators.pack_screen.default, operators.likeliest_of_head.default) if has_tiles else None
-        )
+        self._likeliest_of_head = operators.likeliest_of_head.default if has_tiles else None
         self._keep_allowed = operators.keep_allowed.default
         self._logprobs = operators.logprobs.default
 
@@ -210,19 +209,26 @@ class CpuKernels:
         """Returns a head that looks at its weight in eight bits first, where that is faster."""
         linear = self._pack(weight, None, is_gated=False)
         head = PlainHead(linear, self.likeliest)
-        if self._screening is None or self._weight_format is not WeightFormat.AUTO or weight.dtype != torch.bfloat16:
+        find = self._likeliest_of_head
+        if find is None or self._weight_format is not WeightFormat.AUTO or weight.dtype != torch.bfloat16:
             return head
         screen = make_screen(weight)
-        return head if screen is None else ScreenedHead(head, linear.panels, screen, self._screening)
+        if screen is None:
+            return head
+        is_gated = False
+        screen_panels = self._pack_integers(screen.values, is_gated, weight.dtype)
+        return ScreenedHead(head, linear.panels, screen, screen_panels, find)
 
     def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, is_gated: bool) -> PanelLinear:
         scales = None
-        if self._weight_format is WeightFormat.INT8:
-            weight, scales = quantize(weight)
-        panels = self._pack_compact(weight, is_gated=is_gated)
         packing = _TWELVE_BITS
-        if panels is None:
+        panels = self._pack_compact(weight, is_gated=is_gated)
+        if panels is None and self._weight_format is WeightFormat.INT8:
+            values, scales = quantize(weight)
+            panels = self._pack_integers(values, is_gated, weight.dtype)
+        elif panels is None:
             panels = self._pack_weight(weight, is_gated)
+        if panels.dtype != torch.uint8:
             packing = str(panels.dtype)
         return PanelLinear(
             self._linear,

@@ -19,7 +19,8 @@ class WeightFormat(StrEnum):
     PLAIN = "plain"
     """In the type that they come in."""
     INT8 = "int8"
-    """In 8-bit integers with one scale per output; the arithmetic stays in the type of the input."""
+    """In 8-bit integers with one scale per output. The arithmetic stays in the type of the input, or is that of
+    integers over inputs that have lost at most a 64,516th of their row's largest element."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,23 +66,29 @@ def make_screen(weight: torch.Tensor) -> Screen | None:
     return Screen(torch.cat(values), torch.cat(scales), torch.cat(errors), largest)
 
 
-class Screening(NamedTuple):
-    """The operators for it."""
-
-    pack: Callable[[torch.Tensor], torch.Tensor]
-    """`pack_screen`: values to panels."""
-    find: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    """`likeliest_of_head`"""
-
-
 class ScreenedHead:
     """Computes all logits where they are wanted, and otherwise those that may be the largest."""
 
-    def __init__(self, head: Head, panels: torch.Tensor, screen: Screen, screening: Screening) -> None:
-        """Takes a head that computes all logits, and the panels of its weight."""
+    def __init__(
+        self,
+        head: Head,
+        panels: torch.Tensor,
+        screen: Screen,
+        screen_panels: torch.Tensor,
+        find: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Takes what it computes with.
+
+        Args:
+            head: Computes all logits.
+            panels: The head's weight.
+            screen: What is known of that weight's screen.
+            screen_panels: The screen's values.
+            find: The operator `likeliest_of_head`.
+        """
         self._head = head
-        self._find = screening.find
-        self._weight = (panels, screening.pack(screen.values), screen.scales, screen.errors, screen.norm)
+        self._find = find
+        self._weight = (panels, screen_panels, screen.scales, screen.errors, screen.norm)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns [row, vocabulary]."""

@@ -48,7 +48,58 @@ def test_a_linear_layer(
     magnitude = (x.double().abs() @ values.double().abs().T) * scales.double() + exact.abs()
     rounding = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-23
     actual = int8_kernels.pack_linear(weight, bias)(x).double()
-    assert ((actual - exact).abs() <= (in_count + 3) * 2.0**-24 * magnitude + rounding * exact.abs()).all()
+    tolerance = (in_count + 3) * 2.0**-24 * magnitude + rounding * exact.abs() + lost(x, values, scales)
+    assert ((actual - exact).abs() <= tolerance).all()
+
+
+def lost(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What may be lost at most where an element of the input becomes two numbers of eight bits."""
+    if x.dtype != torch.bfloat16:
+        return torch.zeros(())
+    step = x.double().abs().amax(dim=1, keepdim=True) / (127 * 254)
+    return 0.501 * step * values.double().abs().sum(dim=1) * scales.double()
+
+
+@pytest.mark.parametrize("outlier", [1.0, 100.0, 3000.0])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("width", [32, 63, 64, 65, 576])
+def test_a_few_large_elements_leave_the_others_their_weight(
+    int8_kernels: CpuKernels, *, width: int, scale: float, outlier: float
+) -> None:
+    weight, x = randn(70, width, dtype=torch.bfloat16), randn(20, width, dtype=torch.bfloat16, seed=1)
+    x[:, ::37] *= outlier
+    x *= scale
+    values, scales = quantize(weight)
+    exact = (x.double() @ values.double().T) * scales.double()
+    magnitude = (x.double().abs() @ values.double().abs().T) * scales.double()
+    actual = int8_kernels.pack_linear(weight)(x).double()
+    tolerance = (width + 3) * 2.0**-24 * magnitude + 2.0**-8 * exact.abs() + lost(x, values, scales)
+    assert ((actual - exact).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_zeros_gives_zeros(int8_kernels: CpuKernels, dtype: torch.dtype) -> None:
+    layer = int8_kernels.pack_linear(randn(40, 64, dtype=dtype))
+    assert layer(torch.zeros(3, 64, dtype=dtype)).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_shows_in_its_row_alone(int8_kernels: CpuKernels, dtype: torch.dtype, broken: float) -> None:
+    layer, x = int8_kernels.pack_linear(randn(40, 96, dtype=dtype)), randn(35, 96, dtype=dtype, seed=1)
+    expected = layer(x)
+    x[7, 50] = broken
+    actual = layer(x)
+    assert not actual[7].isfinite().any()
+    assert torch.equal(actual[:7], expected[:7])
+    assert torch.equal(actual[8:], expected[8:])
+
+
+def test_any_number_of_rows_gives_what_one_gives(int8_kernels: CpuKernels) -> None:
+    layer, x = int8_kernels.pack_gated_linear(randn(96, 130, dtype=torch.bfloat16)), randn(70, 130, seed=1).bfloat16()
+    single = torch.cat([layer(row) for row in x.split(1)])
+    for count in range(1, 71):
+        assert torch.equal(layer(x[:count]), single[:count])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,8 +109,8 @@ def test_a_gated_layer(int8_kernels: CpuKernels, dtype: torch.dtype) -> None:
     gate, up = ((x.double() @ values.double().T) * scales.double()).chunk(2, dim=1)
     exact = gate * torch.sigmoid(gate) * up
     actual = int8_kernels.pack_gated_linear(weight)(x).double()
-    tolerance = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(actual, exact, atol=1e-5, rtol=tolerance)
+    atol, rtol = (3e-4, 2.0**-7) if dtype == torch.bfloat16 else (1e-5, 1e-5)
+    torch.testing.assert_close(actual, exact, atol=atol, rtol=rtol)
 
 
 def test_a_row_does_not_depend_on_the_others(int8_kernels: CpuKernels) -> None:

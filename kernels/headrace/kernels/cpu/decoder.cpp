@@ -22,9 +22,11 @@ enum Phase {
   kRotate,
   kAttend,
   kMerge,
+  kSplitAttended,
   kAttentionOutput,
   kMlpNorm,
   kGated,
+  kSplitGated,
   kDown,
   kNextNorm,
   // Two for what adapters add to each linear layer.
@@ -47,15 +49,18 @@ class Decoder {
         adapters_(adapters, shape, tensors.output_tokens),
         team_(1 + static_cast<int64_t>(layers.size()) * kPhaseCount) {
     Workspace& workspace = Workspace::of_thread();
-    workspace.start(
-        sizeof(T) * shape.token_count * (shape.hidden_size + 2 * query_width_ + 2 * kv_width_ + shape.inner_size) +
-        sizeof(T) * shape.output_count * (query_width_ + shape.hidden_size) + kBufferCount * Workspace::kLine);
+    workspace.start(sizeof(T) * shape.token_count *
+                        (shape.hidden_size + 2 * query_width_ + 2 * kv_width_ + shape.inner_size) +
+                    sizeof(T) * shape.output_count * (query_width_ + shape.hidden_size) + parts_capacity() +
+                    sizeof(float) * shape.token_count + kBufferCount * Workspace::kLine);
     normed_ = workspace.take<T>(shape.token_count * shape.hidden_size);
     query_key_value_ = workspace.take<T>(shape.token_count * (query_width_ + 2 * kv_width_));
     attended_ = workspace.take<T>(shape.token_count * query_width_);
     gated_ = workspace.take<T>(shape.token_count * shape.inner_size);
     last_attended_ = workspace.take<T>(shape.output_count * query_width_);
     last_residual_ = workspace.take<T>(shape.output_count * shape.hidden_size);
+    parts_ = workspace.take<TileByte>(parts_capacity());
+    factors_ = workspace.take<float>(shape.token_count);
   }
 
   void run() {
@@ -73,7 +78,12 @@ class Decoder {
   }
 
  private:
-  static constexpr int64_t kBufferCount = 6;
+  typedef typename RowsOf<T, W>::Type Rows;
+
+  // Whether the input of each linear layer is split before it is multiplied.
+  static constexpr bool kSplitsRows = !std::is_same_v<Rows, PlainRows<T>>;
+
+  static constexpr int64_t kBufferCount = 8;
 
   // One thread's way through the phases.
   class Worker {
@@ -86,6 +96,7 @@ class Decoder {
         const int64_t place = token * d.shape_.hidden_size;
         normalise(d.tensors_.residual + place, d.tensors_.first_norm, d.shape_.epsilon, d.shape_.hidden_size,
                   d.normed_ + place);
+        d.split(token, d.normed_, d.shape_.token_count, d.shape_.hidden_size);
       });
       decoder_.team_.wait();
       for (int64_t layer = 0; layer < static_cast<int64_t>(d.layers_.size()); ++layer) run_layer(layer);
@@ -111,10 +122,12 @@ class Decoder {
       T* residual = is_last ? d.last_residual_ : d.tensors_.residual;
       T* normed = is_last ? d.tensors_.output : d.normed_;
       const T* attended = is_last ? d.last_attended_ : d.attended_;
+      split_all(kSplitAttended, attended, token_count, d.query_width_);
       const LinearAddend to_output = add(index, kAttentionOutputKind, is_last, attended);
       multiply(kAttentionOutput, d.attention_output(layer, attended, token_count, normed, to_output));
       add_norm(kMlpNorm, layer.mlp_norm, token_count, normed, residual);
       multiply(kGated, d.gated(layer, token_count, normed, add(index, kGatedKind, is_last, normed)));
+      split_all(kSplitGated, d.gated_, token_count, d.shape_.inner_size);
       multiply(kDown, d.down(layer, token_count, normed, add(index, kDownKind, is_last, d.gated_)));
       add_norm(kNextNorm, layer.next_norm, token_count, normed, residual);
     }
@@ -160,8 +173,17 @@ class Decoder {
       const int64_t width = decoder_.shape_.hidden_size;
       for_tokens(first_phase_ + phase, token_count, [&](int64_t token) {
         add_and_normalise(normed + token * width, residual + token * width, weight, decoder_.shape_.epsilon, width);
+        decoder_.split(token, normed, token_count, width);
       });
       decoder_.team_.wait();
+    }
+
+    // Splits what no norm has made ready for the next product.
+    void split_all(Phase phase, const T* input, int64_t row_count, int64_t width) {
+      if constexpr (kSplitsRows) {
+        for_tokens(first_phase_ + phase, row_count, [&](int64_t row) { decoder_.split(row, input, row_count, width); });
+        decoder_.team_.wait();
+      }
     }
 
     // Copies what belongs to the tokens in `output_tokens`.
@@ -194,6 +216,30 @@ class Decoder {
     PanelProduct<T> product_;
     int64_t first_phase_ = 0;
   };
+
+  // The rows of the input of a linear layer, as they come to its product.
+  Rows rows(const T* input, int64_t row_count, int64_t width) const {
+    if constexpr (kSplitsRows) {
+      return {parts_, factors_, row_count, round_up(width, Rows::kDepthMultiple)};
+    } else {
+      return {input, width};
+    }
+  }
+
+  // Makes a row of the input of a linear layer ready for its product, where it does not come as it is.
+  void split(int64_t row, const T* input, int64_t row_count, int64_t width) const {
+    if constexpr (kSplitsRows) rows(input, row_count, width).split(row, input + row * width, width);
+  }
+
+  // Bytes for the parts of any input.
+  int64_t parts_capacity() const {
+    if constexpr (kSplitsRows) {
+      const int64_t widest = std::max({shape_.hidden_size, query_width_, shape_.inner_size});
+      return Rows::capacity(shape_.token_count, round_up(widest, Rows::kDepthMultiple));
+    } else {
+      return 0;
+    }
+  }
 
   int64_t query_key_value_width() const { return query_width_ + 2 * kv_width_; }
 
@@ -254,9 +300,11 @@ class Decoder {
                  {token_count, shape_.inner_size, shape_.inner_size, shape_.hidden_size, false});
   }
 
-  static LinearTasks<T, W> tasks(const PackedWeight<T, W>& weight, LinearAddend addend, const T* input, T* output,
-                                 const LinearShape& shape) {
-    return {{input, weight.panels, weight.scales, weight.bias, output, addend.added, addend.rows}, shape};
+  LinearTasks<T, W> tasks(const PackedWeight<T, W>& weight, LinearAddend addend, const T* input, T* output,
+                          const LinearShape& shape) const {
+    return {{input, weight.panels, weight.scales, weight.bias, output, addend.added, addend.rows},
+            rows(input, shape.row_count, shape.in_count),
+            shape};
   }
 
   const DecoderTensors<T>& tensors_;
@@ -274,6 +322,9 @@ class Decoder {
   T* gated_;
   T* last_attended_;
   T* last_residual_;
+  // The input of the next product, if its rows are split.
+  TileByte* parts_;
+  float* factors_;
 };
 
 }  // namespace
@@ -297,7 +348,7 @@ INSTANTIATE(float, int8_t)
 INSTANTIATE(float, EightBitStep)
 INSTANTIATE(float, FourBitStep)
 INSTANTIATE(BFloat16, BFloat16)
-INSTANTIATE(BFloat16, int8_t)
+INSTANTIATE(BFloat16, IntegersFor<BFloat16>::Type)
 INSTANTIATE(BFloat16, EightBitStep)
 INSTANTIATE(BFloat16, FourBitStep)
 INSTANTIATE(BFloat16, TwelveBitStep)

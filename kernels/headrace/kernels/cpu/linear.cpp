@@ -11,14 +11,52 @@
 namespace headrace {
 namespace {
 
-// The input with rows of whole panel depths.
-template <typename T>
-Buffer<T> pad_rows(const T* input, const LinearShape& shape, int64_t depth) {
-  Buffer<T> padded(shape.row_count * depth);
-  for (int64_t row = 0; row < shape.row_count; ++row)
-    std::copy_n(input + row * shape.row_stride, shape.in_count, padded.data() + row * depth);
-  return padded;
-}
+// The rows of an input, and the memory for what they have to become before they are multiplied.
+template <typename T, typename W>
+class InputRows {
+ public:
+  InputRows(const T* input, const LinearShape& shape) : input_(input), stride_(shape.row_stride) {
+    const int64_t depth = round_up(shape.in_count, kStepDepth<W>);
+    if (depth == shape.in_count) return;
+    padded_.emplace(shape.row_count * depth);
+    for (int64_t row = 0; row < shape.row_count; ++row)
+      std::copy_n(input + row * stride_, shape.in_count, padded_->data() + row * depth);
+    input_ = padded_->data();
+    stride_ = depth;
+  }
+
+  PlainRows<T> rows() const { return {input_, stride_}; }
+
+ private:
+  const T* input_;
+  int64_t stride_;
+  std::optional<Buffer<T>> padded_;
+};
+
+#if defined(__AMX_INT8__)
+template <>
+class InputRows<BFloat16, TileByte> {
+ public:
+  InputRows(const BFloat16* input, const LinearShape& shape)
+      : depth_(round_up(shape.in_count, kStepDepth<TileByte>)),
+        parts_(SplitRows::capacity(shape.row_count, depth_)),
+        factors_(shape.row_count),
+        rows_(parts_.data(), factors_.data(), shape.row_count, depth_) {
+    parallel_shares(shape.row_count, shape.row_count / kRowBlock, [&](Share share) {
+      for (int64_t row = share.begin; row < share.end; ++row)
+        rows_.split(row, input + row * shape.row_stride, shape.in_count);
+    });
+  }
+
+  const SplitRows& rows() const { return rows_; }
+
+ private:
+  const int64_t depth_;
+  Buffer<TileByte> parts_;
+  Buffer<float> factors_;
+  const SplitRows rows_;
+};
+#endif
 
 // Copies the rows of a panel into it; it is zeroed.
 template <typename W>
@@ -88,16 +126,8 @@ void pack_blocks(const V* values, const uint16_t* scales, const uint16_t* minima
 
 template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape) {
-  const int64_t depth = round_up(shape.in_count, kPanelDepth);
-  LinearTensors<T, W> padded_tensors = tensors;
-  LinearShape padded_shape = shape;
-  std::optional<Buffer<T>> padded;
-  if (depth != shape.in_count) {
-    padded.emplace(pad_rows(tensors.input, shape, depth));
-    padded_tensors.input = padded->data();
-    padded_shape.row_stride = depth;
-  }
-  const LinearTasks<T, W> tasks(padded_tensors, padded_shape);
+  const InputRows<T, W> input(tensors.input, shape);
+  const LinearTasks<T, W> tasks(tensors, input.rows(), shape);
   Team team(1);
   const int64_t thread_count = std::max<int64_t>(std::min(max_thread_count(), tasks.count()), 1);
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
@@ -117,10 +147,14 @@ INSTANTIATE(int8_t)
 INSTANTIATE(EightBitStep)
 INSTANTIATE(FourBitStep)
 INSTANTIATE_NARROW(BFloat16)
-INSTANTIATE_NARROW(int8_t)
+INSTANTIATE_NARROW(IntegersFor<BFloat16>::Type)
 INSTANTIATE_NARROW(EightBitStep)
 INSTANTIATE_NARROW(FourBitStep)
 INSTANTIATE_NARROW(TwelveBitStep)
+#if defined(__AMX_INT8__)
+template int64_t packed_size<TileByte>(const LinearShape&);
+template void pack_weight<TileByte>(const TileByte*, int64_t, const LinearShape&, TileByte*);
+#endif
 #undef INSTANTIATE
 #undef INSTANTIATE_NARROW
 template int64_t packed_size<BFloat16>(const LinearShape&);

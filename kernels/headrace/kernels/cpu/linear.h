@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "bfloat16.h"
+#include "tile_byte.h"
 
 namespace headrace {
 
@@ -18,6 +19,19 @@ struct LinearShape {
 
   int64_t output_width() const { return is_gated ? out_count / 2 : out_count; }
 };
+
+// What a weight of 8-bit integers is packed as for inputs of type T: what tiles multiply as it is, where there are
+// some.
+template <typename T>
+struct IntegersFor {
+  typedef int8_t Type;
+};
+#if defined(__AMX_INT8__)
+template <>
+struct IntegersFor<BFloat16> {
+  typedef TileByte Type;
+};
+#endif
 
 // Elements of a packed weight.
 template <typename W>
@@ -57,7 +71,7 @@ struct LinearTensors {
 
 // output [row, out] = input @ weight.T * scales + bias + added; when gated [row, out / 2], silu(first half) * second
 // half of that. The weight is of the input's type T, of 8-bit integers, or of the steps in block_steps.h, or in
-// twelve_bit_steps.h.
+// twelve_bit_steps.h. With a weight of TileByte the input is rounded as split_rows.h says.
 template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape);
 

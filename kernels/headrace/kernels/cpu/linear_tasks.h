@@ -9,8 +9,13 @@
 #include "buffer.h"
 #include "linear.h"
 #include "panel_product.h"
+#include "plain_rows.h"
 #include "twelve_bit_steps.h"
 #include "widen_panel.h"
+
+#if defined(__AMX_INT8__)
+#include "split_rows.h"
+#endif
 
 namespace headrace {
 
@@ -25,20 +30,6 @@ inline int64_t weight_row(const LinearShape& shape, int64_t panel, int64_t out) 
   return out < kLanes ? gate : shape.output_width() + gate;
 }
 
-template <typename T>
-inline void store_at_most(T* target, Floats values, int64_t count) {
-  if (count >= kLanes) {
-    store(target, values);
-  } else if (count > 0) {
-    store_first(target, values, count);
-  }
-}
-
-inline Floats load_at_most(const float* source, int64_t count) {
-  if (count >= kLanes) return load(source);
-  return count > 0 ? load_first(source, count) : Floats{};
-}
-
 // 16 numbers of a panel's rows of the weight, from `out` on; `missing` where there are none, or no numbers at all.
 template <typename T>
 inline Floats gather(const T* numbers, float missing, const LinearShape& shape, int64_t panel, int64_t out) {
@@ -51,13 +42,29 @@ inline Floats gather(const T* numbers, float missing, const LinearShape& shape, 
   return gathered;
 }
 
-// The sums of up to 32 rows for one panel, and their way to the output.
+// How the rows of an input of type T come to a product with a weight of type W.
+template <typename T, typename W>
+struct RowsOf {
+  typedef PlainRows<T> Type;
+};
+#if defined(__AMX_INT8__)
+template <>
+struct RowsOf<BFloat16, TileByte> {
+  typedef SplitRows Type;
+};
+#endif
+
+// The sums of a block of rows for one panel, and their way to the output.
 template <typename T, typename W>
 class PanelOutput {
  public:
-  PanelOutput(const LinearTensors<T, W>& tensors, const LinearShape& shape) : tensors_(tensors), shape_(shape) {}
+  typedef typename RowsOf<T, W>::Type Rows;
+  typedef typename Rows::Sum Sum;
 
-  float* begin(int64_t panel, int64_t first_row, int64_t row_count) {
+  PanelOutput(const LinearTensors<T, W>& tensors, const Rows& rows, const LinearShape& shape)
+      : tensors_(tensors), rows_(rows), shape_(shape) {}
+
+  Sum* begin(int64_t panel, int64_t first_row, int64_t row_count) {
     if (panel != panel_ && (tensors_.scales != nullptr || tensors_.bias != nullptr)) {
       for (int half = 0; half < 2; ++half) {
         scales_[half] = gather(tensors_.scales, 1.0f, shape_, panel, half * kLanes);
@@ -79,9 +86,8 @@ class PanelOutput {
     for (; finished_count_ < end; ++finished_count_) {
       if (finished_count_ + kStoresAhead < row_count_)
         __builtin_prefetch(tensors_.output + (first_row_ + finished_count_ + kStoresAhead) * width + first, 1, 3);
-      const float* sums = sums_ + finished_count_ * kPanelWidth;
-      Floats low = load(sums) * scales_[0] + bias_[0];
-      Floats high = load(sums + kLanes) * scales_[1] + bias_[1];
+      Floats low = sums_of_row(0) * scales_[0] + bias_[0];
+      Floats high = sums_of_row(kLanes) * scales_[1] + bias_[1];
       if (const float* added_row = added_to(first_row_ + finished_count_)) {
         const float* added = added_row + first;
         low += load_at_most(added, width - first);
@@ -99,6 +105,10 @@ class PanelOutput {
   }
 
  private:
+  Floats sums_of_row(int64_t out) const {
+    return rows_.sums_of_row(sums_ + out, kPanelWidth, first_row_, finished_count_);
+  }
+
   // What is added to a row, or null.
   const float* added_to(int64_t row) const {
     if (tensors_.added == nullptr) return nullptr;
@@ -112,6 +122,7 @@ class PanelOutput {
   static constexpr int64_t kStoresAhead = 8;
 
   const LinearTensors<T, W>& tensors_;
+  const Rows& rows_;
   const LinearShape& shape_;
   Floats scales_[2] = {broadcast(1.0f), broadcast(1.0f)};
   Floats bias_[2] = {};
@@ -119,12 +130,18 @@ class PanelOutput {
   int64_t first_row_ = 0;
   int64_t row_count_ = 0;
   int64_t finished_count_ = 0;
-  alignas(64) float sums_[kRowBlock * kPanelWidth];
+  alignas(64) Sum sums_[kRowBlock * kPanelWidth];
 };
+
+// How deep a step of a panel of type W is.
+template <typename W>
+constexpr int64_t kStepDepth = kPanelDepth;
+template <>
+inline constexpr int64_t kStepDepth<TileByte> = 64;
 
 // Elements of a weight of type W in a step of a panel.
 template <typename W>
-constexpr int64_t kStepSize = kPanelDepth * kPanelWidth;
+constexpr int64_t kStepSize = kStepDepth<W> * kPanelWidth;
 template <>
 inline constexpr int64_t kStepSize<EightBitStep> = 1;
 template <>
@@ -216,7 +233,7 @@ inline int64_t panel_count(const LinearShape& shape) {
 
 template <typename W>
 inline int64_t panel_size(const LinearShape& shape) {
-  return round_up(shape.in_count, kPanelDepth) / kPanelDepth * kStepSize<W>;
+  return round_up(shape.in_count, kStepDepth<W>) / kStepDepth<W> * kStepSize<W>;
 }
 
 // NOTE: a gated panel makes half a cache line of each row's output. Two threads that each write a half of a line take
@@ -227,14 +244,18 @@ constexpr int64_t kGatedPanelsPerTask = 2;
 template <typename T, typename W>
 class LinearTasks {
  public:
-  // The rows of the input are filled up with zeros to whole panel depths, and at least as far apart.
-  LinearTasks(const LinearTensors<T, W>& tensors, const LinearShape& shape)
+  typedef typename RowsOf<T, W>::Type Rows;
+
+  // The rows are filled up with zeros to whole steps, and at least as far apart. They are those of the tensors' input.
+  LinearTasks(const LinearTensors<T, W>& tensors, const Rows& rows, const LinearShape& shape)
       : tensors_(tensors),
+        rows_(rows),
         shape_(shape),
-        depth_(round_up(shape.in_count, kPanelDepth)),
+        depth_(round_up(shape.in_count, kStepDepth<W>)),
         panel_count_(headrace::panel_count(shape)),
-        rows_per_pass_(std::max(
-            kRowBlock, kInputBytesPerPass / (depth_ * static_cast<int64_t>(sizeof(T))) / kRowBlock * kRowBlock)),
+        rows_per_block_(rows.rows_per_block()),
+        rows_per_pass_(std::max<int64_t>(kInputBytesPerPass / rows.row_bytes(depth_) / rows_per_block_, 1) *
+                       rows_per_block_),
         panels_per_task_(shape.is_gated ? kGatedPanelsPerTask : 1),
         tasks_per_pass_((panel_count_ + panels_per_task_ - 1) / panels_per_task_),
         count_((shape.row_count + rows_per_pass_ - 1) / rows_per_pass_ * tasks_per_pass_) {}
@@ -245,8 +266,8 @@ class LinearTasks {
   template <typename Claim>
   void run(int64_t task, PanelProduct<T>& product, const Claim& claim) const {
     // NOTE: the outputs of one product are stored while the next runs. Alone, the stores took a quarter of the time.
-    PanelOutput<T, W> outputs[2] = {{tensors_, shape_}, {tensors_, shape_}};
-    WidenedPanel<T, W> widened;
+    PanelOutput<T, W> outputs[2] = {{tensors_, rows_, shape_}, {tensors_, rows_, shape_}};
+    WidenedPanel<Element, W> widened;
     int current = 0;
     while (task < count_) {
       const int64_t next_task = claim();
@@ -256,44 +277,49 @@ class LinearTasks {
       for (int64_t panel = first_panel(task); panel < panel_end; ++panel) {
         const int64_t next_panel = panel + 1 < panel_end ? panel + 1 : first_panel(std::min(next_task, count_ - 1));
         const W* ahead = panel_weights(next_panel);
-        const PanelView<T> view =
-            widened.begin(panel_weights(panel), ahead, depth_ / kPanelDepth, pass_end - pass_begin);
-        for (int64_t row = pass_begin; row < pass_end; row += kRowBlock) {
-          float* sums = outputs[current].begin(panel, row, std::min(kRowBlock, pass_end - row));
-          multiply(row, std::min(kRowBlock, pass_end - row), view, row == pass_begin ? ahead : nullptr, product,
-                   widened, sums, outputs[1 - current]);
+        const PanelView<Element> view =
+            widened.begin(panel_weights(panel), ahead, depth_ / kStepDepth<W>, pass_end - pass_begin);
+        for (int64_t row = pass_begin; row < pass_end; row += rows_per_block_) {
+          const int64_t row_count = std::min(rows_per_block_, pass_end - row);
+          auto* sums = outputs[current].begin(panel, row, row_count);
+          multiply(row, row_count, view, row == pass_begin ? ahead : nullptr, product, widened, sums,
+                   outputs[1 - current]);
           current = 1 - current;
         }
       }
       task = next_task;
     }
-    outputs[1 - current].finish_some(kRowBlock);
+    outputs[1 - current].finish_some(rows_per_block_);
   }
 
  private:
+  typedef typename Rows::Element Element;
+
   // Multiplies rows by a panel, and meanwhile widens it and stores what the product before has given.
-  void multiply(int64_t row, int64_t row_count, PanelView<T> panel, const W* ahead, PanelProduct<T>& product,
-                WidenedPanel<T, W>& widened, float* sums, PanelOutput<T, W>& previous) const {
-    // Rows to store in each of the depth / 32 gaps of a product.
-    const int64_t rows_per_gap = (kRowBlock * kPanelDepth + depth_ - 1) / depth_;
+  void multiply(int64_t row, int64_t row_count, PanelView<Element> panel, const W* ahead, PanelProduct<T>& product,
+                WidenedPanel<Element, W>& widened, typename Rows::Sum* sums, PanelOutput<T, W>& previous) const {
+    // Rows to store in each of the gaps of a product, one after each step.
+    const int64_t rows_per_gap = (rows_per_block_ * kStepDepth<W> + depth_ - 1) / depth_;
     // What was widened has been fetched.
-    const T* fetched_ahead = nullptr;
-    if constexpr (std::is_same_v<T, W>) fetched_ahead = ahead;
-    product.multiply(tensors_.input + row * shape_.row_stride, shape_.row_stride, row_count, panel, depth_,
-                     fetched_ahead, sums, kPanelWidth, [&] {
+    const Element* fetched_ahead = nullptr;
+    if constexpr (std::is_same_v<Element, W>) fetched_ahead = ahead;
+    product.multiply(rows_.block(row), rows_.stride(), rows_.line_count(row_count), panel, depth_, fetched_ahead, sums,
+                     kPanelWidth, [&] {
                        widened.advance();
                        previous.finish_some(rows_per_gap);
                      });
-    previous.finish_some(kRowBlock);
+    previous.finish_some(rows_per_block_);
   }
 
   int64_t first_panel(int64_t task) const { return task % tasks_per_pass_ * panels_per_task_; }
   const W* panel_weights(int64_t panel) const { return tensors_.panels + panel * panel_size<W>(shape_); }
 
   LinearTensors<T, W> tensors_;
+  Rows rows_;
   LinearShape shape_;
   int64_t depth_;
   int64_t panel_count_;
+  int64_t rows_per_block_;
   int64_t rows_per_pass_;
   int64_t panels_per_task_;
   int64_t tasks_per_pass_;

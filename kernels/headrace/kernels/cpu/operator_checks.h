@@ -29,7 +29,7 @@ inline void with_type(const Tensor& tensor, const Body& body) {
 // integers with scales, or one of the steps in block_steps.h and twelve_bit_steps.h, which are kept as bytes.
 template <typename T, typename Body>
 inline void with_weight_type(const Tensor& panels, const LinearShape& shape, const Body& body) {
-  if (panels.scalar_type() == at::kChar) return body.template operator()<int8_t>();
+  if (panels.scalar_type() == at::kChar) return body.template operator()<typename IntegersFor<T>::Type>();
   if (panels.scalar_type() != at::kByte) return body.template operator()<T>();
   if (panels.numel() == packed_size<EightBitStep>(shape) * static_cast<int64_t>(sizeof(EightBitStep)))
     return body.template operator()<EightBitStep>();
@@ -47,6 +47,8 @@ template <>
 inline constexpr at::ScalarType kStoredType<BFloat16> = at::kBFloat16;
 template <>
 inline constexpr at::ScalarType kStoredType<int8_t> = at::kChar;
+template <>
+inline constexpr at::ScalarType kStoredType<TileByte> = at::kChar;
 
 template <typename T>
 inline const T* data(const Tensor& tensor) {
@@ -70,9 +72,9 @@ inline void check_column(const Tensor& tensor, at::ScalarType type, int64_t coun
 
 // Checks that a packed weight of type W has the size that its layer means.
 template <typename W>
-inline void check_panels(const Tensor& panels, const LinearShape& shape) {
+inline void check_panels(const Tensor& panels, const LinearShape& shape, const char* name = "the weight") {
   constexpr bool is_bytes = kStoredType<W> == at::kByte;
-  check_column(panels, kStoredType<W>, packed_size<W>(shape) * (is_bytes ? sizeof(W) : 1), "the weight");
+  check_column(panels, kStoredType<W>, packed_size<W>(shape) * (is_bytes ? sizeof(W) : 1), name);
 }
 
 inline void check_contiguous(const Tensor& tensor, const char* name) {

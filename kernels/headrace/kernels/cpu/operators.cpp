@@ -141,14 +141,27 @@ Tensor pack_weight(const Tensor& weight, bool is_gated) {
   const LinearShape shape = packed_shape(weight, is_gated);
   // Of every type that is packed as it is, a panel has as many elements.
   Tensor panels = allocate_panels(packed_size<float>(shape), weight.options());
-  if (weight.scalar_type() == at::kChar) {
-    headrace::pack_weight(data<int8_t>(weight), weight.stride(0), shape, mutable_data<int8_t>(panels));
-    return panels;
-  }
   with_type(weight, [&]<typename T>() {
     headrace::pack_weight(data<T>(weight), weight.stride(0), shape, mutable_data<T>(panels));
   });
   return panels;
+}
+
+// Packs 8-bit integers for inputs of a type.
+Tensor pack_integers(const Tensor& values, bool is_gated, at::ScalarType input_type) {
+  const LinearShape shape = packed_shape(values, is_gated);
+  TORCH_CHECK(values.scalar_type() == at::kChar, "values must be int8");
+  const auto pack = [&]<typename W>() {
+    if constexpr (std::is_same_v<W, TileByte>)
+      TORCH_CHECK(shape.in_count <= kTileByteDepth, "values must be at most ", kTileByteDepth, " wide, not ",
+                  shape.in_count);
+    Tensor panels = allocate_panels(packed_size<W>(shape), values.options());
+    headrace::pack_weight(data<W>(values), values.stride(0), shape, mutable_data<W>(panels));
+    return panels;
+  };
+  if (input_type == at::kFloat) return pack.template operator()<IntegersFor<float>::Type>();
+  TORCH_CHECK(input_type == at::kBFloat16, "inputs are float32 or bfloat16, not ", input_type);
+  return pack.template operator()<IntegersFor<BFloat16>::Type>();
 }
 
 // Returns nothing where the weights differ too much for twelve bits.
@@ -306,6 +319,7 @@ TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
       "paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
       "Tensor context_lengths, float scale) -> Tensor");
   library.def("pack_weight(Tensor weight, bool is_gated) -> Tensor");
+  library.def("pack_integers(Tensor values, bool is_gated, ScalarType input_type) -> Tensor");
   library.def("pack_twelve_bits(Tensor weight, bool is_gated) -> Tensor?");
   library.def("expand_twelve_bits(Tensor panels) -> Tensor");
   library.def("pack_blocks(Tensor values, Tensor scales, Tensor? minima, bool is_gated) -> Tensor");
@@ -327,6 +341,7 @@ TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
   library.impl("rotary_and_write_kv", &headrace::operators::rotary_and_write_kv);
   library.impl("paged_attention", &headrace::operators::paged_attention);
   library.impl("pack_weight", &headrace::operators::pack_weight);
+  library.impl("pack_integers", &headrace::operators::pack_integers);
   library.impl("pack_twelve_bits", &headrace::operators::pack_twelve_bits);
   library.impl("expand_twelve_bits", &headrace::operators::expand_twelve_bits);
   library.impl("pack_blocks", &headrace::operators::pack_blocks);

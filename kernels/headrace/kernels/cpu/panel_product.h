@@ -1,8 +1,8 @@
 // Products with a matrix whose columns lie in panels of 32, in the order in which a product reads them.
 //
 // A panel holds 32 outputs: for float32 [in][32]; for bfloat16 [in / 32][2][in pair][16][2], which is two tiles of AMX
-// after another, and at the same time what AVX-512's dot product of bfloat16 pairs takes. `in` is padded with zeros to
-// a multiple of 32.
+// after another, and at the same time what AVX-512's dot product of bfloat16 pairs takes; for bytes that tiles multiply
+// [in / 64][2][in quad][16][4]. `in` is padded with zeros to whole steps: a multiple of 32, or 64.
 //
 // NOTE: every output is summed over `in` in one order, whatever the number of rows. So what a row gives does not
 // depend, to the last bit, on the rows beside it. Libraries choose another order for another number of rows.
@@ -10,7 +10,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "tile_byte.h"
 #include "vector.h"
 
 #if defined(__AMX_BF16__)
@@ -47,6 +49,11 @@ inline int64_t panel_offset<BFloat16>(int64_t in, int64_t out) {
 template <>
 inline int64_t panel_offset<int8_t>(int64_t in, int64_t out) {
   return in / 32 * 1024 + out / 16 * 512 + in % 32 / 2 * 32 + in % 2 * 16 + out % 16;
+}
+
+template <>
+inline int64_t panel_offset<TileByte>(int64_t in, int64_t out) {
+  return in / 64 * 2048 + out / 16 * 1024 + in % 64 / 4 * 64 + out % 16 * 4 + in % 4;
 }
 
 struct PanelSums {
@@ -193,9 +200,11 @@ class PanelProduct<BFloat16> {
     if (row_count_ != 0) release_tiles();
   }
 
-  template <typename Meanwhile>
-  void multiply(const BFloat16* rows, int64_t row_stride, int64_t row_count, PanelView<BFloat16> panel, int64_t depth,
-                const BFloat16* ahead, float* product, int64_t product_stride, const Meanwhile& meanwhile) {
+  // Of bfloat16, or of bytes, whose sums are integers; their steps are 64 deep.
+  template <typename E, typename Meanwhile>
+  void multiply(const E* rows, int64_t row_stride, int64_t row_count, std::type_identity_t<PanelView<E>> panel,
+                int64_t depth, const std::type_identity_t<E>* ahead, typename TileProducts<E>::Sum* product,
+                int64_t product_stride, const Meanwhile& meanwhile) {
     if (row_count != row_count_ || column_count_ != 0) {
       configure_tiles(row_count);
       row_count_ = row_count;
@@ -217,12 +226,11 @@ class PanelProduct<BFloat16> {
   }
 
  private:
-  static constexpr int64_t kFetchAhead = kFetchAheadBytes / sizeof(BFloat16);
-
-  template <bool kPassesBy, typename Meanwhile>
-  static void multiply_rows(const BFloat16* rows, int64_t row_stride, int64_t row_count, PanelView<BFloat16> panel,
-                            int64_t depth, const BFloat16* ahead, float* product, int64_t product_stride,
+  template <bool kPassesBy, typename E, typename Meanwhile>
+  static void multiply_rows(const E* rows, int64_t row_stride, int64_t row_count, PanelView<E> panel, int64_t depth,
+                            const E* ahead, typename TileProducts<E>::Sum* product, int64_t product_stride,
                             const Meanwhile& meanwhile) {
+    constexpr int64_t kFetchAhead = kFetchAheadBytes / sizeof(E);
     if (row_count <= 16) {
       multiply_tiles<1, kPassesBy>(rows, row_stride, panel.steps, panel.depth_mask, depth, ahead, kFetchAhead, product,
                                    product_stride, meanwhile);

@@ -13,17 +13,13 @@
 #include <cstdint>
 
 #include "bfloat16.h"
+#include "panel_product.h"
+#include "tile_byte.h"
 
 namespace headrace {
 
-constexpr int64_t kScreenWidth = 32;
-constexpr int64_t kScreenDepth = 64;
-
 // At most so many rows are looked at together.
 constexpr int64_t kScreenedRows = 32;
-
-// Sums of so many products of eight bits fit into 32.
-constexpr int64_t kScreenedDepth = 131072;
 
 // Norms of an input between which sums of floats neither overflow nor lose what matters, for rows of a weight of
 // smaller norms than the largest. For other inputs all panels are multiplied as they are.
@@ -32,8 +28,7 @@ constexpr float kLargestNorm = 1e15f;
 
 // The rounded weight.
 struct Screen {
-  // In panels of 32 outputs, zeros where there are none: [in / 64][2][in quad][16][4], two tiles of AMX for each step.
-  const int8_t* panels;
+  const TileByte* panels;
   // [out] factor of each output.
   const float* scales;
   // [out] how far an output may be off for an input of norm 1.
@@ -48,13 +43,8 @@ struct ScreenedHeadShape {
   int64_t in_count;
   int64_t out_count;
 
-  int64_t panel_count() const { return (out_count + kScreenWidth - 1) / kScreenWidth; }
-  int64_t screen_step_count() const { return (in_count + kScreenDepth - 1) / kScreenDepth; }
-  int64_t screen_size() const { return panel_count() * screen_step_count() * kScreenWidth * kScreenDepth; }
+  int64_t panel_count() const { return (out_count + kPanelWidth - 1) / kPanelWidth; }
 };
-
-// Copies values [out, in] into panels, which are zeroed.
-void pack_screen(const int8_t* values, const ScreenedHeadShape& shape, int8_t* panels);
 
 // Writes the likeliest token of each row, the lowest among equals, and its logit; NaN when one of the row's is.
 // `logits` [row, out] is room to work in.

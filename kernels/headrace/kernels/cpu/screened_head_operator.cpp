@@ -12,17 +12,6 @@
 
 namespace headrace::operators {
 
-Tensor pack_screen(const Tensor& values) {
-  TORCH_CHECK(values.dim() == 2 && values.is_contiguous() && values.scalar_type() == at::kChar,
-              "values must be contiguous int8 [out, in]");
-  TORCH_CHECK(values.size(1) <= kScreenedDepth, "values must be at most ", kScreenedDepth, " wide, not ",
-              values.size(1));
-  const ScreenedHeadShape shape = {0, 0, values.size(1), values.size(0)};
-  Tensor panels = allocate_panels(shape.screen_size(), values.options());
-  headrace::pack_screen(data<int8_t>(values), shape, mutable_data<int8_t>(panels));
-  return panels;
-}
-
 std::tuple<Tensor, Tensor> likeliest_of_head(const Tensor& x, const Tensor& panels, const Tensor& screen,
                                              const Tensor& scales, const Tensor& errors, double norm) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && x.scalar_type() == at::kBFloat16,
@@ -35,8 +24,9 @@ std::tuple<Tensor, Tensor> likeliest_of_head(const Tensor& x, const Tensor& pane
   const LinearShape linear_shape = {shape.row_count, shape.row_stride, shape.in_count, out_count, false};
   check_column(scales, at::kFloat, out_count, "scales");
   check_column(errors, at::kFloat, out_count, "errors");
-  check_column(screen, at::kChar, shape.screen_size(), "the screen");
-  const Screen screen_data = {data<int8_t>(screen), data<float>(scales), data<float>(errors), static_cast<float>(norm)};
+  check_panels<TileByte>(screen, linear_shape, "the screen");
+  const Screen screen_data = {data<TileByte>(screen), data<float>(scales), data<float>(errors),
+                              static_cast<float>(norm)};
   const Tensor logits = at::empty({x.size(0), out_count}, x.options());
   Tensor token_ids = at::empty({x.size(0)}, x.options().dtype(at::kLong));
   Tensor peaks = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
@@ -57,14 +47,12 @@ std::tuple<Tensor, Tensor> likeliest_of_head(const Tensor& x, const Tensor& pane
 }  // namespace headrace::operators
 
 TORCH_LIBRARY_FRAGMENT(HEADRACE_NAMESPACE, library) {
-  library.def("pack_screen(Tensor values) -> Tensor");
   library.def(
       "likeliest_of_head(Tensor x, Tensor panels, Tensor screen, Tensor scales, Tensor errors, float norm) -> "
       "(Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(HEADRACE_NAMESPACE, CPU, library) {
-  library.impl("pack_screen", &headrace::operators::pack_screen);
   library.impl("likeliest_of_head", &headrace::operators::likeliest_of_head);
 }
 

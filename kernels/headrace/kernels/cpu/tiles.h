@@ -1,4 +1,5 @@
-// The tile registers of AMX: 16 rows of 64 bytes each, multiplied as bfloat16 and summed in float32.
+// The tile registers of AMX: 16 rows of 64 bytes each, multiplied as bfloat16 and summed in float32, or as bytes and
+// summed in 32 bits.
 #pragma once
 
 #include <immintrin.h>
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "tile_byte.h"
 #include "vector.h"
 
 namespace headrace {
@@ -46,29 +48,56 @@ inline void configure_tiles(int64_t row_count) {
 
 inline void release_tiles() { _tile_release(); }
 
+// What sums of products of elements of a type are; two tiles of AMX multiply in one instruction.
+template <typename E>
+struct TileProducts;
+
+// Each adds the products of 16 rows, in tile 4 or 5, and of half a panel, in tile 6 or 7.
+template <>
+struct TileProducts<BFloat16> {
+  typedef float Sum;
+  static void add_first_low() { _tile_dpbf16ps(0, 4, 6); }
+  static void add_first_high() { _tile_dpbf16ps(1, 4, 7); }
+  static void add_second_low() { _tile_dpbf16ps(2, 5, 6); }
+  static void add_second_high() { _tile_dpbf16ps(3, 5, 7); }
+};
+
+template <>
+struct TileProducts<TileByte> {
+  typedef int32_t Sum;
+  static void add_first_low() { _tile_dpbssd(0, 4, 6); }
+  static void add_first_high() { _tile_dpbssd(1, 4, 7); }
+  static void add_second_low() { _tile_dpbssd(2, 5, 6); }
+  static void add_second_high() { _tile_dpbssd(3, 5, 7); }
+};
+
 // See PanelProduct::multiply; kTileRows is 1 for up to 16 rows and 2 for up to 32. The panel's step for depth `in` lies
 // where that of `in & depth_mask` would.
 // NOTE: rows that pass by, one block after another, are loaded without a place in the first-level cache. There they
 // would push out the panel, which all of them are multiplied by: then both came from the second level, and a prompt's
 // products took half as long again.
-template <int kTileRows, bool kPassesBy, typename Meanwhile>
-inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloat16* panel, int64_t depth_mask,
-                           int64_t depth, const BFloat16* ahead, int64_t fetch_ahead, float* product,
+template <int kTileRows, bool kPassesBy, typename E, typename Meanwhile>
+inline void multiply_tiles(const E* rows, int64_t row_stride, const E* panel, int64_t depth_mask, int64_t depth,
+                           const E* ahead, int64_t fetch_ahead, typename TileProducts<E>::Sum* product,
                            int64_t product_stride, const Meanwhile& meanwhile) {
-  const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(BFloat16));
+  // Of 64 bytes, which a row of a tile has.
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
+  constexpr int64_t kLinesPerStep = 32;
+  const int64_t row_bytes = row_stride * static_cast<int64_t>(sizeof(E));
+  const int64_t panel_size = depth * kLinesPerStep;
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kTileRows == 2) {
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t in = 0; in < depth; in += 32) {
-    const BFloat16* tiles = panel + (in & depth_mask) * 32;
+  for (int64_t in = 0; in < depth; in += kLine) {
+    const E* tiles = panel + (in & depth_mask) * kLinesPerStep;
     if (ahead != nullptr) {
-      const int64_t place = in * 32 + fetch_ahead;
-      const BFloat16* lines = place < depth * 32 ? panel + place : ahead + place - depth * 32;
-      for (int64_t line = 0; line < 32; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(lines + line * 32), _MM_HINT_T0);
+      const int64_t place = in * kLinesPerStep + fetch_ahead;
+      const E* lines = place < panel_size ? panel + place : ahead + place - panel_size;
+      for (int64_t line = 0; line < kLinesPerStep; ++line)
+        _mm_prefetch(reinterpret_cast<const char*>(lines + line * kLine), _MM_HINT_T0);
     }
     if constexpr (kPassesBy) {
       _tile_stream_loadd(4, rows + in, row_bytes);
@@ -76,21 +105,21 @@ inline void multiply_tiles(const BFloat16* rows, int64_t row_stride, const BFloa
       _tile_loadd(4, rows + in, row_bytes);
     }
     _tile_loadd(6, tiles, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, tiles + 512, 64);
-    _tile_dpbf16ps(1, 4, 7);
+    TileProducts<E>::add_first_low();
+    _tile_loadd(7, tiles + 16 * kLine, 64);
+    TileProducts<E>::add_first_high();
     if constexpr (kTileRows == 2) {
       if constexpr (kPassesBy) {
         _tile_stream_loadd(5, rows + 16 * row_stride + in, row_bytes);
       } else {
         _tile_loadd(5, rows + 16 * row_stride + in, row_bytes);
       }
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      TileProducts<E>::add_second_low();
+      TileProducts<E>::add_second_high();
     }
     meanwhile();
   }
-  const int64_t product_bytes = product_stride * static_cast<int64_t>(sizeof(float));
+  const int64_t product_bytes = product_stride * static_cast<int64_t>(sizeof(*product));
   _tile_stored(0, product, product_bytes);
   _tile_stored(1, product + 16, product_bytes);
   if constexpr (kTileRows == 2) {

@@ -103,6 +103,22 @@ inline void store_first(T* target, Floats values, int64_t count) {
   std::memcpy(target, padded, count * sizeof(T));
 }
 
+// The first `count`, or all where there are more; the other lanes are zero. `count` may be negative.
+template <typename T>
+inline Floats load_at_most(const T* source, int64_t count) {
+  if (count >= kLanes) return load(source);
+  return count > 0 ? load_first(source, count) : Floats{};
+}
+
+template <typename T>
+inline void store_at_most(T* target, Floats values, int64_t count) {
+  if (count >= kLanes) {
+    store(target, values);
+  } else if (count > 0) {
+    store_first(target, values, count);
+  }
+}
+
 inline Words load_words(const void* source) {
   Words words;
   std::memcpy(&words, source, sizeof(words));
