@@ -1,5 +1,11 @@
 """The decoder as one operator: the same, to the last bit, as the operators one by one."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -437,3 +443,54 @@ def test_torch_can_trace_it(cpu_kernels: CpuKernels) -> None:
     stacks = stack_adapters([make_adapter(widths, torch.float32, seed=1, rank=4)], part_sizes(widths))
     adapted = replace(step, adapters=TokenAdapters(indices=place, stacks=stacks))
     torch.library.opcheck(decoder.operator, decoder.arguments(torch.randn(1, widths.hidden), adapted))
+
+
+BURSTS = """
+import os, random, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print(flush=True)
+while os.getppid() != 1:
+    ends_s = time.perf_counter() + random.uniform(0.0005, 0.004)
+    while time.perf_counter() < ends_s:
+        pass
+    time.sleep(random.uniform(0.0005, 0.004))
+"""
+
+
+@contextmanager
+def bursts_on(processor: int) -> Iterator[None]:
+    """Takes a processor from everyone else for a few milliseconds at a time."""
+    with subprocess.Popen([sys.executable, "-c", BURSTS, str(processor)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is no choice")
+def test_threads_that_are_held_up_change_nothing_and_keep_their_processors(cpu_kernels: CpuKernels) -> None:
+    processors = sorted(os.sched_getaffinity(0))[:2]
+    widths = Widths(hidden=256, inner=512, heads=8, head_dim=32, rotary_dim=32, layers=4)
+    decoder = cpu_kernels.build_decoder(make_parts(cpu_kernels, widths, torch.bfloat16))
+
+    def bind() -> tuple[int, ...]:
+        torch.set_num_threads(2)
+        thread_ids = cpu_kernels.thread_ids()
+        for thread_id, processor in zip(thread_ids, processors, strict=True):
+            os.sched_setaffinity(thread_id, {processor})
+        return thread_ids
+
+    def compute() -> list[torch.Tensor]:
+        return [run(decoder, cpu_kernels, widths, rows, torch.bfloat16) for rows in (MIXES["one"], MIXES["mixed"])]
+
+    with ThreadPoolExecutor(1) as engine:
+        thread_ids = engine.submit(bind).result()
+        expected = engine.submit(compute).result()
+        with ExitStack() as stack:
+            for processor in processors:
+                stack.enter_context(bursts_on(processor))
+            for _ in range(400):
+                assert all(map(torch.equal, engine.submit(compute).result(timeout=60), expected))
+                assert [os.sched_getaffinity(thread_id) for thread_id in thread_ids] == [{p} for p in processors]

@@ -68,38 +68,36 @@ inline AttentionPlan plan_attention(const int32_t* query_starts, const int32_t* 
   return plan;
 }
 
-// The tasks of one call of attention.
+// The tasks of one call of attention, as one thread sees them.
 template <typename T>
 class AttentionTasks {
  public:
-  // The plan is of the tensors' rows and of the shape, and outlives this.
-  AttentionTasks(const AttentionPlan& plan, const AttentionShape& shape)
+  // The plan is of the tensors' rows and of the shape. It and `partials`, which have room for the plan's, outlive this.
+  AttentionTasks(const AttentionPlan& plan, PartialRows& partials, const AttentionShape& shape)
       : plan_(plan),
+        partials_(partials),
         shape_(shape),
         group_(shape.head_count / shape.kv_head_count),
-        padded_size_(round_up(shape.head_size, kPanelWidth)),
-        partials_(plan.partial_count, padded_size_) {}
+        padded_size_(partial_width(shape)) {}
+
+  // The width of partials.
+  static int64_t partial_width(const AttentionShape& shape) { return round_up(shape.head_size, kPanelWidth); }
 
   int64_t count() const { return static_cast<int64_t>(plan_.tasks.size()); }
   int64_t merge_count() const { return static_cast<int64_t>(plan_.merges.size()); }
 
-  // Turns to other tensors with the same rows. No thread may be at work.
+  // Turns to other tensors with the same rows.
   void set_tensors(const AttentionTensors<T>& tensors) { tensors_ = tensors; }
 
-  // Asks memory for the first keys and values of a task.
-  void fetch(int64_t task) const {
-    KeySpan<T>& ahead = scratch_for(shape_.head_size).ahead;
-    find_keys(task, 0, ahead);
-    ahead.fetch(0, kKeySpan, shape_.head_size);
-  }
-
-  // Does a task, then those that `claim` returns, until there are no more.
-  template <typename Claim>
-  void run(int64_t task, PanelProduct<T>& product, const Claim& claim) {
+  // Does the tasks that `part` claims.
+  template <typename Part>
+  void run(PanelProduct<T>& product, Part& part) {
+    int64_t task = part.claim();
+    fetch(task);
     Scratch& scratch = scratch_for(shape_.head_size);
     // A thread knows its next task, and has its keys fetched, while it does one.
     while (task < count()) {
-      const int64_t task_ahead = claim();
+      const int64_t task_ahead = part.claim();
       attend(task, task_ahead, product, scratch);
       task = task_ahead;
     }
@@ -109,6 +107,13 @@ class AttentionTasks {
   void merge_parts(int64_t index) { finish(plan_.merges[index]); }
 
  private:
+  // Asks memory for the first keys and values of a task.
+  void fetch(int64_t task) const {
+    KeySpan<T>& ahead = scratch_for(shape_.head_size).ahead;
+    find_keys(task, 0, ahead);
+    ahead.fetch(0, kKeySpan, shape_.head_size);
+  }
+
   // What a thread works with; kept from call to call.
   struct Scratch {
     explicit Scratch(int64_t head_size)
@@ -234,11 +239,11 @@ class AttentionTasks {
   }
 
   const AttentionPlan& plan_;
+  PartialRows& partials_;
   AttentionTensors<T> tensors_{};
   AttentionShape shape_;
   int64_t group_;
   int64_t padded_size_;
-  PartialRows partials_;
 };
 
 }  // namespace headrace

@@ -16,12 +16,13 @@ namespace {
 // Tokens that a thread takes at once where each is for itself, if all threads get some.
 constexpr int64_t kTokensPerTask = 16;
 
-// The phases of a layer, and one before the first layer. Each ends when all threads have done it.
+// The phases of a layer, and one before the first layer. Each ends when all of its tasks are done.
 enum Phase {
   kQueryKeyValue,
   kRotate,
   kAttend,
   kMerge,
+  kGather,
   kSplitAttended,
   kAttentionOutput,
   kMlpNorm,
@@ -45,9 +46,9 @@ class Decoder {
         query_width_(shape.attention.head_count * shape.attention.head_size),
         kv_width_(shape.attention.kv_head_count * shape.attention.head_size),
         plan_(plan_attention(tensors.query_starts, tensors.context_lengths, shape.attention)),
-        attention_(plan_, attention_shape()),
+        partials_(plan_.partial_count, AttentionTasks<T>::partial_width(shape.attention)),
         adapters_(adapters, shape, tensors.output_tokens),
-        team_(1 + static_cast<int64_t>(layers.size()) * kPhaseCount) {
+        team_(1 + static_cast<int64_t>(layers.size()) * kPhaseCount, max_thread_count()) {
     Workspace& workspace = Workspace::of_thread();
     workspace.start(sizeof(T) * shape.token_count *
                         (shape.hidden_size + 2 * query_width_ + 2 * kv_width_ + shape.inner_size) +
@@ -65,16 +66,10 @@ class Decoder {
 
   void run() {
     if (shape_.token_count == 0) return;
-    attention_.set_tensors(attention_tensors(layers_.front()));
-    const int64_t thread_count = max_thread_count();
+    const int64_t thread_count = team_.thread_count();
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
-    {
-      // NOTE: OpenMP may give fewer threads than it was asked for.
-#pragma omp single
-      team_.resize(omp_get_num_threads());
-      Worker worker(*this, omp_get_thread_num() == 0);
-      worker.run();
-    }
+    Worker(*this).run();
+    team_.dissolve();
   }
 
  private:
@@ -88,7 +83,10 @@ class Decoder {
   // One thread's way through the phases.
   class Worker {
    public:
-    Worker(Decoder& decoder, bool is_first) : decoder_(decoder), is_first_(is_first) {}
+    explicit Worker(Decoder& decoder)
+        : decoder_(decoder),
+          place_(decoder.team_),
+          attention_(decoder.plan_, decoder.partials_, decoder.attention_shape()) {}
 
     void run() {
       const Decoder& d = decoder_;
@@ -98,7 +96,6 @@ class Decoder {
                   d.normed_ + place);
         d.split(token, d.normed_, d.shape_.token_count, d.shape_.hidden_size);
       });
-      decoder_.team_.wait();
       for (int64_t layer = 0; layer < static_cast<int64_t>(d.layers_.size()); ++layer) run_layer(layer);
     }
 
@@ -113,9 +110,7 @@ class Decoder {
       const RotaryShape rotary_shape = d.rotary_shape();
       for_tokens(first_phase_ + kRotate, d.shape_.token_count,
                  [&](int64_t token) { rotate_and_write(rotary_tensors, rotary_shape, token); });
-      d.team_.wait();
-      attend();
-      if (is_first_ && !is_last) d.attention_.set_tensors(d.attention_tensors(d.layers_[index + 1]));
+      attend(layer);
       // Nothing reads the tokens any more whose hidden states nobody wants.
       if (is_last) gather_outputs();
       const int64_t token_count = is_last ? d.shape_.output_count : d.shape_.token_count;
@@ -133,9 +128,7 @@ class Decoder {
     }
 
     void multiply(Phase phase, const LinearTasks<T, W>& tasks) {
-      const auto claim = [&] { return decoder_.team_.claim(first_phase_ + phase); };
-      tasks.run(claim(), product_, claim);
-      decoder_.team_.wait();
+      place_.share(first_phase_ + phase, tasks.count(), [&](TeamPart& part) { tasks.run(product_, part); });
     }
 
     // Computes what adapters add to a linear layer.
@@ -144,29 +137,16 @@ class Decoder {
       if (!d.adapters_.adds(layer, kind)) return {};
       const LowRankTasks<T> tasks = d.adapters_.tasks(layer, kind, is_of_outputs, input);
       const int64_t phase = first_phase_ + kAdapters + 2 * kind;
-      for (int64_t task = d.team_.claim(phase); task < tasks.narrow_count(); task = d.team_.claim(phase))
-        tasks.multiply_narrow(task);
-      d.team_.wait();
-      for (int64_t task = d.team_.claim(phase + 1); task < tasks.wide_count(); task = d.team_.claim(phase + 1))
-        tasks.multiply_wide(task);
-      d.team_.wait();
+      place_.share_each(phase, tasks.narrow_count(), [&](int64_t task) { tasks.multiply_narrow(task); });
+      place_.share_each(phase + 1, tasks.wide_count(), [&](int64_t task) { tasks.multiply_wide(task); });
       return d.adapters_.addend(is_of_outputs);
     }
 
-    void attend() {
-      Decoder& d = decoder_;
-      const auto claim = [&] { return d.team_.claim(first_phase_ + kAttend); };
-      const int64_t first_task = claim();
-      d.attention_.fetch(first_task);
-      d.attention_.run(first_task, product_, claim);
-      d.team_.wait();
-      if (d.attention_.merge_count() == 0) return;
-      for (;;) {
-        const int64_t merge = d.team_.claim(first_phase_ + kMerge);
-        if (merge >= d.attention_.merge_count()) break;
-        d.attention_.merge_parts(merge);
-      }
-      d.team_.wait();
+    void attend(const DecoderLayer<T, W>& layer) {
+      attention_.set_tensors(decoder_.attention_tensors(layer));
+      place_.share(first_phase_ + kAttend, attention_.count(), [&](TeamPart& part) { attention_.run(product_, part); });
+      place_.share_each(first_phase_ + kMerge, attention_.merge_count(),
+                        [&](int64_t merge) { attention_.merge_parts(merge); });
     }
 
     void add_norm(Phase phase, const T* weight, int64_t token_count, T* normed, T* residual) {
@@ -175,44 +155,40 @@ class Decoder {
         add_and_normalise(normed + token * width, residual + token * width, weight, decoder_.shape_.epsilon, width);
         decoder_.split(token, normed, token_count, width);
       });
-      decoder_.team_.wait();
     }
 
     // Splits what no norm has made ready for the next product.
     void split_all(Phase phase, const T* input, int64_t row_count, int64_t width) {
       if constexpr (kSplitsRows) {
         for_tokens(first_phase_ + phase, row_count, [&](int64_t row) { decoder_.split(row, input, row_count, width); });
-        decoder_.team_.wait();
       }
     }
 
     // Copies what belongs to the tokens in `output_tokens`.
     void gather_outputs() {
       Decoder& d = decoder_;
-      if (is_first_) {
-        for (int64_t index = 0; index < d.shape_.output_count; ++index) {
-          const int64_t token = d.tensors_.output_tokens[index];
-          std::copy_n(d.attended_ + token * d.query_width_, d.query_width_, d.last_attended_ + index * d.query_width_);
-          std::copy_n(d.tensors_.residual + token * d.shape_.hidden_size, d.shape_.hidden_size,
-                      d.last_residual_ + index * d.shape_.hidden_size);
-        }
-      }
-      d.team_.wait();
+      for_tokens(first_phase_ + kGather, d.shape_.output_count, [&](int64_t index) {
+        const int64_t token = d.tensors_.output_tokens[index];
+        std::copy_n(d.attended_ + token * d.query_width_, d.query_width_, d.last_attended_ + index * d.query_width_);
+        std::copy_n(d.tensors_.residual + token * d.shape_.hidden_size, d.shape_.hidden_size,
+                    d.last_residual_ + index * d.shape_.hidden_size);
+      });
     }
 
+    // Has body(token) called for each token, and returns when that was done.
     template <typename Body>
     void for_tokens(int64_t phase, int64_t token_count, const Body& body) {
       const int64_t tokens_per_task =
           std::clamp<int64_t>(token_count / (2 * decoder_.team_.thread_count()), 1, kTokensPerTask);
-      for (;;) {
-        const int64_t begin = decoder_.team_.claim(phase) * tokens_per_task;
-        if (begin >= token_count) return;
+      place_.share_each(phase, (token_count + tokens_per_task - 1) / tokens_per_task, [&](int64_t task) {
+        const int64_t begin = task * tokens_per_task;
         for (int64_t token = begin; token < std::min(begin + tokens_per_task, token_count); ++token) body(token);
-      }
+      });
     }
 
     Decoder& decoder_;
-    const bool is_first_;
+    const TeamPlace place_;
+    AttentionTasks<T> attention_;
     PanelProduct<T> product_;
     int64_t first_phase_ = 0;
   };
@@ -313,7 +289,7 @@ class Decoder {
   const int64_t query_width_;
   const int64_t kv_width_;
   const AttentionPlan plan_;
-  AttentionTasks<T> attention_;
+  PartialRows partials_;
   const AdapterProducts<T> adapters_;
   Team team_;
   T* normed_;

@@ -128,14 +128,15 @@ template <typename T, typename W>
 void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape) {
   const InputRows<T, W> input(tensors.input, shape);
   const LinearTasks<T, W> tasks(tensors, input.rows(), shape);
-  Team team(1);
   const int64_t thread_count = std::max<int64_t>(std::min(max_thread_count(), tasks.count()), 1);
+  Team team(1, thread_count);
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
   {
+    const TeamPlace place(team);
     PanelProduct<T> product;
-    const auto claim = [&] { return team.claim(0); };
-    tasks.run(claim(), product, claim);
+    place.share(0, tasks.count(), [&](TeamPart& part) { tasks.run(product, part); });
   }
+  team.dissolve();
 }
 
 #define INSTANTIATE(W)                                 \

@@ -262,15 +262,16 @@ class LinearTasks {
 
   int64_t count() const { return count_; }
 
-  // Does a task, then those that `claim` returns, until there are no more.
-  template <typename Claim>
-  void run(int64_t task, PanelProduct<T>& product, const Claim& claim) const {
+  // Does the tasks that `part` claims.
+  template <typename Part>
+  void run(PanelProduct<T>& product, Part& part) const {
+    int64_t task = part.claim();
     // NOTE: the outputs of one product are stored while the next runs. Alone, the stores took a quarter of the time.
     PanelOutput<T, W> outputs[2] = {{tensors_, rows_, shape_}, {tensors_, rows_, shape_}};
     WidenedPanel<Element, W> widened;
     int current = 0;
     while (task < count_) {
-      const int64_t next_task = claim();
+      const int64_t next_task = part.claim();
       const int64_t pass_begin = task / tasks_per_pass_ * rows_per_pass_;
       const int64_t pass_end = std::min(pass_begin + rows_per_pass_, shape_.row_count);
       const int64_t panel_end = std::min(first_panel(task) + panels_per_task_, panel_count_);

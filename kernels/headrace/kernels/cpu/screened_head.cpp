@@ -22,7 +22,7 @@ namespace {
 constexpr float kRounding = 1.0f / 256;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-enum Phase { kSplit, kLook, kMultiply, kFind, kPhaseCount };
+enum Phase { kSplit, kLook, kChoose, kMultiply, kFind, kPhaseCount };
 
 // The rows of the input in parts, and how far sums of these may be off.
 class BoundedRows {
@@ -91,46 +91,58 @@ class ScreenedHead {
                   {shape.row_count, shape.row_stride, shape.in_count, shape.out_count, false}),
         logits_(logits),
         upper_bounds_(shape.panel_count() * shape.row_count),
-        team_(kPhaseCount) {}
+        team_(kPhaseCount, std::min(max_thread_count(), shape.panel_count())) {
+    LowerBounds none;
+    none.fill(broadcast(kLowest));
+    lower_bounds_.resize(team_.thread_count(), none);
+  }
 
   void run(int64_t* token_ids, float* peaks) {
-    const int64_t thread_count = std::min(max_thread_count(), shape_.panel_count());
-    lower_bounds_.resize(thread_count);
-    for (LowerBounds& bounds : lower_bounds_) bounds.fill(broadcast(kLowest));
+    const int64_t thread_count = team_.thread_count();
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
     {
-#pragma omp single
-      team_.resize(omp_get_num_threads());
-      for_rows(kSplit, [&](int64_t row) { rows_.split(row); });
-      team_.wait();
+      const TeamPlace place(team_);
       PanelProduct<BFloat16> product;
-      if (rows_.are_bounded()) look(product, lower_bounds_[omp_get_thread_num()]);
-      team_.wait();
-      if (omp_get_thread_num() == 0) choose_panels();
-      team_.wait();
-      const auto claim = [&] {
-        const int64_t place = team_.claim(kMultiply);
-        return place < static_cast<int64_t>(chosen_.size()) ? chosen_[place] : shape_.panel_count();
-      };
-      products_.run(claim(), product, claim);
-      team_.wait();
-      for_rows(kFind, [&](int64_t row) { find_likeliest(row, token_ids[row], peaks[row]); });
+      place.share_each(kSplit, shape_.row_count, [&](int64_t row) { rows_.split(row); });
+      if (rows_.are_bounded()) {
+        place.share(kLook, shape_.panel_count(), [&](TeamPart& part) { look(product, part, place.thread()); });
+      }
+      place.share_each(kChoose, 1, [&](int64_t) { choose_panels(); });
+      place.share(kMultiply, static_cast<int64_t>(chosen_.size()), [&](TeamPart& part) {
+        ChosenPanels panels(part, chosen_, shape_.panel_count());
+        products_.run(product, panels);
+      });
+      place.share_each(kFind, shape_.row_count, [&](int64_t row) { find_likeliest(row, token_ids[row], peaks[row]); });
     }
+    team_.dissolve();
   }
 
  private:
-  template <typename Body>
-  void for_rows(Phase phase, const Body& body) {
-    for (int64_t row = team_.claim(phase); row < shape_.row_count; row = team_.claim(phase)) body(row);
-  }
+  // The tasks of the products of some panels alone.
+  class ChosenPanels {
+   public:
+    ChosenPanels(TeamPart& part, const std::vector<int64_t>& chosen, int64_t panel_count)
+        : part_(part), chosen_(chosen), panel_count_(panel_count) {}
+
+    int64_t claim() {
+      const int64_t place = part_.claim();
+      return place < static_cast<int64_t>(chosen_.size()) ? chosen_[place] : panel_count_;
+    }
+
+   private:
+    TeamPart& part_;
+    const std::vector<int64_t>& chosen_;
+    const int64_t panel_count_;
+  };
 
   // Takes part in bounding the logits of all panels.
-  void look(PanelProduct<BFloat16>& product, LowerBounds& lower) {
+  void look(PanelProduct<BFloat16>& product, TeamPart& part, int64_t thread) {
+    LowerBounds& lower = lower_bounds_[thread];
     const SplitRows& rows = rows_.rows();
     const int64_t last = shape_.panel_count() - 1;
     alignas(64) int32_t sums[kRowBlock * kPanelWidth];
-    for (int64_t panel = team_.claim(kLook); panel <= last;) {
-      const int64_t next = team_.claim(kLook);
+    for (int64_t panel = part.claim(); panel <= last;) {
+      const int64_t next = part.claim();
       for (int64_t first = 0; first < shape_.row_count; first += rows.rows_per_block()) {
         const int64_t row_count = std::min(rows.rows_per_block(), shape_.row_count - first);
         const TileByte* ahead = first == 0 ? screen_panel(std::min(next, last)) : nullptr;
