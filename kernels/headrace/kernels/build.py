@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 from headrace.kernels.instruction_sets import InstructionSet
 
@@ -85,6 +84,9 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
 
 def _compile(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
     """Compiles every source at once and links the library in `folder`."""
+    # Takes a quarter of a second, and most starts find what they need in the cache.
+    from torch.utils import cpp_extension  # noqa: PLC0415
+
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     sources = sorted(SOURCE_FOLDER.glob("*.cpp"))
     objects = [folder / f"{source.stem}.o" for source in sources]

@@ -9,7 +9,6 @@ import torch
 from headrace.contract.errors import StartupError
 from headrace.kernels.dispatch import Kernels
 from headrace.shard.forward_batch import ForwardBatch, ForwardResult
-from headrace.shard.gguf_weights import GgufSource
 from headrace.shard.kv_cache import LayerCache
 from headrace.shard.models.config import ModelConfig
 from headrace.shard.models.llama import build_llama, load_llama_weights
@@ -42,6 +41,9 @@ def open_source(path: Path) -> WeightSource:
     if path.is_dir():
         return SafetensorsSource(path)
     if path.suffix == ".gguf" and path.is_file():
+        # The library that reads them takes a while to import, and folders do without.
+        from headrace.shard.gguf_weights import GgufSource  # noqa: PLC0415
+
         return GgufSource(path)
     if not path.exists():
         raise StartupError(f"the model {path} does not exist")
