@@ -27,7 +27,6 @@ void paged_attention(const AttentionTensors<T>& tensors, const AttentionShape& s
     place.share(kAttend, tasks.count(), [&](TeamPart& part) { tasks.run(product, part); });
     place.share_each(kMerge, tasks.merge_count(), [&](int64_t merge) { tasks.merge_parts(merge); });
   }
-  team.dissolve();
 }
 
 template void paged_attention<float>(const AttentionTensors<float>&, const AttentionShape&);

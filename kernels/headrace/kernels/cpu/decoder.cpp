@@ -69,7 +69,6 @@ class Decoder {
     const int64_t thread_count = team_.thread_count();
 #pragma omp parallel num_threads(static_cast<int>(thread_count)) if (thread_count > 1)
     Worker(*this).run();
-    team_.dissolve();
   }
 
  private:
@@ -196,7 +195,7 @@ class Decoder {
   // The rows of the input of a linear layer, as they come to its product.
   Rows rows(const T* input, int64_t row_count, int64_t width) const {
     if constexpr (kSplitsRows) {
-      return {parts_, factors_, row_count, round_up(width, Rows::kDepthMultiple)};
+      return {parts_, factors_, row_count, round_up(width, kStepDepth<W>)};
     } else {
       return {input, width};
     }
@@ -211,7 +210,7 @@ class Decoder {
   int64_t parts_capacity() const {
     if constexpr (kSplitsRows) {
       const int64_t widest = std::max({shape_.hidden_size, query_width_, shape_.inner_size});
-      return Rows::capacity(shape_.token_count, round_up(widest, Rows::kDepthMultiple));
+      return Rows::capacity(shape_.token_count, round_up(widest, kStepDepth<W>));
     } else {
       return 0;
     }

@@ -136,7 +136,6 @@ void linear(const LinearTensors<T, W>& tensors, const LinearShape& shape) {
     PanelProduct<T> product;
     place.share(0, tasks.count(), [&](TeamPart& part) { tasks.run(product, part); });
   }
-  team.dissolve();
 }
 
 #define INSTANTIATE(W)                                 \

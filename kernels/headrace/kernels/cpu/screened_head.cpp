@@ -32,7 +32,7 @@ class BoundedRows {
         row_stride_(shape.row_stride),
         in_count_(shape.in_count),
         row_count_(shape.row_count),
-        depth_(round_up(shape.in_count, SplitRows::kDepthMultiple)),
+        depth_(round_up(shape.in_count, kStepDepth<TileByte>)),
         parts_(SplitRows::capacity(shape.row_count, depth_)),
         rows_(parts_.data(), factors_.data(), shape.row_count, depth_) {}
 
@@ -114,7 +114,6 @@ class ScreenedHead {
       });
       place.share_each(kFind, shape_.row_count, [&](int64_t row) { find_likeliest(row, token_ids[row], peaks[row]); });
     }
-    team_.dissolve();
   }
 
  private:

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 
 #include "bfloat16.h"
 #include "panel_product.h"
@@ -26,12 +25,10 @@ class SplitRows {
   typedef TileByte Element;
   typedef int32_t Sum;
 
-  static constexpr int64_t kDepthMultiple = 64;
-
   // Bytes for so many rows, or fewer.
   static int64_t capacity(int64_t row_count, int64_t depth) { return 2 * round_up(row_count, kRowsPerGroup) * depth; }
 
-  // `factors` [row] and `parts` are filled by `split`. `depth` is a multiple of 64.
+  // `factors` [row] and `parts` are filled by `split`. `depth` is whole steps of a panel.
   SplitRows(TileByte* parts, float* factors, int64_t row_count, int64_t depth)
       : parts_(parts), factors_(factors), depth_(depth) {
     const int64_t group_count = (row_count + kRowsPerGroup - 1) / kRowsPerGroup;

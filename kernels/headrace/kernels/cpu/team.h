@@ -22,18 +22,18 @@ namespace headrace {
 // 1.00, in the middle 0.91, of the time that it took with threads that wait for each other.
 class Team {
  public:
-  // For the next parallel region of the calling thread, of at most so many threads.
+  // For the next parallel region of the calling thread, of at most so many threads. It outlives the region.
   Team(int64_t phase_count, int64_t thread_count)
       : counters_(phase_count), thread_count_(thread_count), members_(members_of_caller(thread_count)) {
     for (Member& member : members_) member.passed_phase.store(-1, std::memory_order_relaxed);
   }
 
-  int64_t thread_count() const { return thread_count_; }
-
-  // To be called after the parallel region.
-  void dissolve() {
+  // A thread that left the region on a lent processor is still there.
+  ~Team() {
     for (int64_t thread = 0; thread < thread_count_; ++thread) members_[thread].thread.go_home();
   }
+
+  int64_t thread_count() const { return thread_count_; }
 
  private:
   friend class TeamPlace;
